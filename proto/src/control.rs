@@ -1,0 +1,159 @@
+//! The control stream: one JSON object a line, one request at a time.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// Longest line of a control stream, in bytes, without its newline.
+const MAX_LINE: usize = 64 * 1024;
+
+/// First line of the control stream, said by the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`crate::GENERATION`] of the agent.
+    pub generation: u16,
+    /// The guest kernel's release, as `uname -r` prints it.
+    pub kernel: String,
+}
+
+/// What the monitor asks of the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "request")]
+pub enum Request {
+    /// Gives the guest its identity. Comes first, once; no process runs before it.
+    Setup(Setup),
+    /// Ends every process (SIGTERM is the caller's business), syncs and stops the guest.
+    Shutdown,
+    /// Asks for nothing but an answer.
+    Ping,
+}
+
+/// What makes one guest different from the next.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setup {
+    /// Host name of the guest's initial UTS namespace.
+    pub hostname: String,
+    /// The host's wall clock when this was sent, in nanoseconds since the epoch.
+    pub realtime_ns: u64,
+    /// 256 fresh random bits, credited to the guest kernel's generator.
+    pub entropy: [u8; 32],
+    /// Whether the shares device is to be mounted at [`crate::SHARES_DIR`].
+    pub shares: bool,
+}
+
+/// What the agent answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "reply")]
+pub enum Reply {
+    /// Done.
+    Ok,
+    /// Not done, and why: a whole sentence for a person.
+    Error {
+        /// What failed.
+        message: String,
+    },
+}
+
+/// A control stream that broke its rules.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// A line longer than the limit.
+    #[error("control line longer than {MAX_LINE} bytes")]
+    TooLong,
+    /// A line that isn't the expected JSON object.
+    #[error("control line is not the expected object")]
+    Malformed(#[from] serde_json::Error),
+}
+
+/// Appends `value` to `out` as one line.
+///
+/// # Errors
+/// [`ControlError::TooLong`] if the receiver would refuse the line.
+pub fn encode_line<T: Serialize>(value: &T, out: &mut Vec<u8>) -> Result<(), ControlError> {
+    let line = serde_json::to_vec(value)?;
+    if line.len() > MAX_LINE {
+        return Err(ControlError::TooLong);
+    }
+    out.extend_from_slice(&line);
+    out.push(b'\n');
+    Ok(())
+}
+
+/// Cuts a byte stream into lines and holds at most one limit's worth of bytes.
+#[derive(Debug, Default)]
+pub struct LineDecoder {
+    pending: Vec<u8>,
+}
+
+impl LineDecoder {
+    /// Takes bytes as they arrive.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        self.pending.extend_from_slice(bytes);
+    }
+
+    /// The next whole message, or `None` until more bytes arrive.
+    ///
+    /// # Errors
+    /// The stream cannot be used after an error.
+    pub fn take<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ControlError> {
+        let Some(end) = self.pending.iter().position(|&byte| byte == b'\n') else {
+            return if self.pending.len() > MAX_LINE {
+                Err(ControlError::TooLong)
+            } else {
+                Ok(None)
+            };
+        };
+        if end > MAX_LINE {
+            return Err(ControlError::TooLong);
+        }
+        let message = serde_json::from_slice(&self.pending[..end])?;
+        self.pending.drain(..=end);
+        Ok(Some(message))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_round_trip_in_pieces() {
+        let setup = Request::Setup(Setup {
+            hostname: "a".into(),
+            realtime_ns: u64::MAX,
+            entropy: [7; 32],
+            shares: true,
+        });
+        let mut bytes = Vec::new();
+        encode_line(&setup, &mut bytes).unwrap();
+        encode_line(&Request::Ping, &mut bytes).unwrap();
+        let mut decoder = LineDecoder::default();
+        let mut seen = Vec::new();
+        for byte in bytes {
+            decoder.feed(&[byte]);
+            while let Some(request) = decoder.take::<Request>().unwrap() {
+                seen.push(request);
+            }
+        }
+        assert_eq!(seen, [setup, Request::Ping]);
+    }
+
+    #[test]
+    fn an_endless_line_is_refused() {
+        let mut decoder = LineDecoder::default();
+        decoder.feed(&vec![b'x'; MAX_LINE + 1]);
+        assert!(matches!(
+            decoder.take::<Reply>(),
+            Err(ControlError::TooLong)
+        ));
+    }
+
+    #[test]
+    fn a_line_that_is_not_a_reply_is_refused() {
+        let mut decoder = LineDecoder::default();
+        decoder.feed(b"{\"reply\":\"maybe\"}\n");
+        assert!(matches!(
+            decoder.take::<Reply>(),
+            Err(ControlError::Malformed(_))
+        ));
+    }
+}

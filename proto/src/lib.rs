@@ -1,0 +1,54 @@
+//! The words that Hull's host and guest share.
+//!
+//! Owns: the names, ports and messages of the two kinds of vsock stream between the monitor and
+//! the agent, and the framing of process streams. Refuses: I/O of any kind, and trust: every
+//! byte that arrives is bounded before it is stored.
+//!
+//! ```text
+//! agent ── dials host port CONTROL_PORT ──► monitor      one control stream per guest
+//!   Hello ►   ◄ Request   Reply ►   ◄ Request   Reply ► …
+//! monitor ── connects to guest port PROCESS_PORT ──► agent   one process stream per process
+//!   ◄ Spawn   Started ►   ◄ Stdin/Resize/Signal   Stdout/Stderr ► …   Exited ►
+//! ```
+
+#![forbid(unsafe_code)]
+
+mod control;
+mod frame;
+mod process;
+
+pub use control::{ControlError, Hello, LineDecoder, Reply, Request, Setup, encode_line};
+pub use frame::{Decoder, Frame, FrameError, encode};
+pub use process::{ContainerStart, ExecStart, ExitStatus, Failure, FailureKind, Spawn};
+
+/// Version of everything in this crate. The monitor refuses an agent of another generation.
+pub const GENERATION: u16 = 1;
+
+/// Host vsock port that the agent dials once it can serve: its connection means "ready".
+pub const CONTROL_PORT: u32 = 1024;
+
+/// Guest vsock port on which the agent accepts process streams.
+pub const PROCESS_PORT: u32 = 1025;
+
+/// Context id of every guest. Streams end in the monitor, so the same id serves all.
+pub const GUEST_CID: u32 = 3;
+
+/// Tag of the one virtio-fs device whose tree holds the root and every volume.
+pub const SHARES_TAG: &str = "hull";
+
+/// Where the agent mounts that device in the guest; OCI specs sent to the agent name the
+/// container's root and the sources of bind mounts by paths below it.
+pub const SHARES_DIR: &str = "/run/hull/shares";
+
+/// Largest data payload (stdin, stdout, stderr) of one frame, in bytes.
+pub const MAX_DATA: usize = 64 * 1024;
+
+/// Largest payload the agent accepts from the host (a spawn with its whole spec), in bytes.
+pub const MAX_FROM_HOST: usize = 4 * 1024 * 1024;
+
+/// Largest payload the host accepts from the guest, in bytes.
+pub const MAX_FROM_GUEST: usize = MAX_DATA;
+
+/// Bytes of stdin that may be on their way without a [`Frame::StdinAck`]. The agent can always
+/// hold this much, so a process that never reads cannot keep a signal from getting through.
+pub const STDIN_WINDOW: usize = 256 * 1024;

@@ -1,0 +1,88 @@
+//! The messages of process streams: what to start, and how it ended.
+
+use oci_spec::runtime::{Process, Spec};
+use serde::{Deserialize, Serialize};
+
+/// First frame of a process stream, said by the host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "spawn")]
+pub enum Spawn {
+    /// Creates a container and runs its first process.
+    Container(Box<ContainerStart>),
+    /// Runs another process in a container that runs.
+    Exec(Box<ExecStart>),
+}
+
+/// A container to create.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ContainerStart {
+    /// Names the container within the sandbox: 1 to 128 of `[A-Za-z0-9_.-]`.
+    pub id: String,
+    /// The OCI runtime spec, with every path as the guest sees it (below
+    /// [`crate::SHARES_DIR`] for the root and bind mounts).
+    pub spec: Spec,
+    /// Runs a minimal init as the container's process 1, which forwards signals to the
+    /// command and reaps orphans, as `docker run --init` does.
+    #[serde(default)]
+    pub init: bool,
+}
+
+/// A process to add to a container.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ExecStart {
+    /// The container's name.
+    pub id: String,
+    /// The process, as the OCI runtime spec describes one.
+    pub process: Process,
+}
+
+/// How a process ended: the last frame of its stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitStatus {
+    /// It called `exit` with this code.
+    Exited(u8),
+    /// This signal ended it.
+    Signaled {
+        /// The signal's number.
+        signal: u8,
+        /// Whether the guest's kernel ended it because the container's memory ran out.
+        oom: bool,
+    },
+}
+
+impl ExitStatus {
+    /// The code that shells and container engines report: the process's own, or 128 + signal.
+    #[must_use]
+    pub fn code(self) -> i32 {
+        match self {
+            Self::Exited(code) => i32::from(code),
+            Self::Signaled { signal, .. } => 128 + i32::from(signal),
+        }
+    }
+}
+
+/// Why a process was not started: the only and last frame of its stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What kind of fault it is, for the exit code.
+    pub kind: FailureKind,
+    /// The fault for a person, in the words engines look for (`executable file not found in
+    /// $PATH`, `permission denied`, `no such file or directory`).
+    pub message: String,
+}
+
+/// The kinds of failure that callers tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    /// The command doesn't exist (127).
+    NotFound,
+    /// The command exists and can't be executed (126).
+    NotExecutable,
+    /// The request can't be met: user, working directory, mount, limit (125 for the
+    /// container's first process as Docker has it, 126 for an exec).
+    Refused,
+    /// The agent itself failed (125).
+    Internal,
+}
