@@ -1,0 +1,95 @@
+//! Builds Hull and lays it out as it is installed, under `target/hull/`:
+//!
+//! ```text
+//! bin/hull
+//! lib/hull/hull-monitor   lib/hull/vmlinux   lib/hull/initrd
+//! ```
+//!
+//! The programs find each other by this layout, so what is tested is what is installed.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::kernel;
+
+/// The agent must be static: it is alone in the guest's first root.
+const AGENT_TARGET: &str = "x86_64-unknown-linux-gnu";
+const AGENT_FLAGS: &str = "-C target-feature=+crt-static -C relocation-model=static";
+
+/// Builds whatever is out of date and returns the prefix that holds it.
+pub(crate) fn stage() -> Result<PathBuf> {
+    let vmlinux = kernel::ensure()?;
+    eprintln!("stage: building hull, hull-monitor and hull-agent");
+    cargo_build(&["-p", "hull", "-p", "hull-sandbox"], "")?;
+    cargo_build(&["-p", "hull-agent", "--target", AGENT_TARGET], AGENT_FLAGS)?;
+    let built = target_dir().join("release");
+    let agent = target_dir().join(AGENT_TARGET).join("release/hull-agent");
+    let prefix = target_dir().join("hull");
+    let library = prefix.join("lib/hull");
+    place(&built.join("hull"), &prefix.join("bin/hull"))?;
+    place(&built.join("hull-monitor"), &library.join("hull-monitor"))?;
+    place(&vmlinux, &library.join("vmlinux"))?;
+    write_initrd(&agent, &library.join("initrd"))?;
+    Ok(prefix)
+}
+
+/// Where cargo puts what it builds.
+pub(crate) fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+}
+
+/// The top of the source tree.
+pub(crate) fn workspace() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_path_buf()
+}
+
+/// `flags` reach only what is built for [`AGENT_TARGET`]: build scripts and macros stay dynamic.
+fn cargo_build(args: &[&str], flags: &str) -> Result<()> {
+    let status = Command::new(env!("CARGO"))
+        .args(["build", "--release", "--locked"])
+        .args(args)
+        .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", flags)
+        .current_dir(workspace())
+        .status()
+        .context("cannot run cargo")?;
+    if !status.success() {
+        bail!("cargo build ended with {status}");
+    }
+    Ok(())
+}
+
+/// Copies `from` to `to` unless they are alike, and never writes to a file that may be running.
+fn place(from: &Path, to: &Path) -> Result<()> {
+    let bytes = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+    if fs::read(to).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    let directory = to.parent().context("a staged file has no directory")?;
+    fs::create_dir_all(directory)
+        .with_context(|| format!("cannot create {}", directory.display()))?;
+    let fresh = to.with_extension("new");
+    fs::copy(from, &fresh).with_context(|| format!("cannot write {}", fresh.display()))?;
+    fs::rename(&fresh, to).with_context(|| format!("cannot replace {}", to.display()))
+}
+
+/// The guest's first root as a cpio archive (kernel documentation, "initramfs buffer format"):
+/// the agent as `/init`, nothing more.
+fn write_initrd(agent: &Path, to: &Path) -> Result<()> {
+    let mut source =
+        File::open(agent).with_context(|| format!("cannot read {}", agent.display()))?;
+    let size = u32::try_from(source.metadata()?.len()).context("the agent is past 4 GiB")?;
+    let fresh = to.with_extension("building");
+    let sink = BufWriter::new(File::create(&fresh)?);
+    let entry = cpio::newc::Builder::new("init").mode(0o100_755).nlink(1);
+    let mut writer = entry.write(sink, size);
+    io::copy(&mut source, &mut writer).context("cannot write the initrd")?;
+    let sink = cpio::newc::trailer(writer.finish()?)?;
+    sink.into_inner().context("cannot write the initrd")?.sync_all()?;
+    place(&fresh, to)?;
+    fs::remove_file(&fresh).context("cannot remove the initrd's scratch file")
+}
