@@ -1,0 +1,7 @@
+//! Virtio (1.3): the device trait, the one place where rings are parsed, the devices.
+//!
+//! Everything under here reads bytes that a guest wrote: nothing panics on
+//! them, allocates by them without a cap, or trusts a length.
+
+pub mod device;
+pub mod queue;

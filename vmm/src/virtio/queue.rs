@@ -1,0 +1,491 @@
+//! The one door through which guest bytes come in: a split virtqueue (virtio 1.3 §2.7).
+//!
+//! [`Queue::pop`] walks a descriptor chain once, copies its descriptors into
+//! our own memory, checks every one of them and hands out a [`Chain`] whose
+//! buffers lie in guest RAM, readable before writable. Loops, indices and
+//! addresses out of range, lengths that wrap, nested or ragged indirect tables
+//! and rings that lie outside RAM are refused here and nowhere else. What a
+//! guest rewrites afterwards can change the bytes a device reads, never where
+//! it reads or writes.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use serde::{Deserialize, Serialize};
+use virtio_queue::{DescriptorChain, Queue as Ring, QueueOwnedT, QueueState as RingState, QueueT};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap};
+
+use crate::memory::GuestRam;
+
+/// The longest chain, in descriptors, counting those of an indirect table.
+///
+/// Linux's drivers use indirect tables longer than the queue; none needs more than this.
+pub const MAX_CHAIN_DESCRIPTORS: usize = 1024;
+
+/// `VIRTQ_AVAIL_F_NO_INTERRUPT` (virtio 1.3 §2.7.6).
+const AVAIL_NO_INTERRUPT: u16 = 1;
+
+/// What a guest did wrong in a ring or a chain.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// The ring itself: index out of range, or not in RAM.
+    #[error("ring is broken")]
+    Ring(#[source] virtio_queue::Error),
+    /// The queue was enabled with rings outside guest RAM.
+    #[error("ring lies outside guest memory")]
+    RingOutsideMemory,
+    /// A chain that loops, leaves its table, nests indirect tables or is empty.
+    #[error("descriptor chain {0} is malformed")]
+    Malformed(u16),
+    /// A chain of more than [`MAX_CHAIN_DESCRIPTORS`].
+    #[error("descriptor chain {0} is too long")]
+    TooLong(u16),
+    /// A readable buffer after a writable one (virtio 1.3 §2.7.4.2).
+    #[error("descriptor chain {0} has a readable buffer after a writable one")]
+    Order(u16),
+    /// A buffer outside guest RAM.
+    #[error(
+        "descriptor chain {chain} has a buffer outside guest memory: {length} bytes at {address:#x}"
+    )]
+    Buffer {
+        /// Head of the chain.
+        chain: u16,
+        /// Guest-physical address.
+        address: u64,
+        /// Length in bytes.
+        length: u32,
+    },
+    /// A buffer of no bytes.
+    #[error("descriptor chain {0} has an empty buffer")]
+    Empty(u16),
+    /// The chain is too small for what the device's protocol puts there.
+    #[error("descriptor chain is too short: {wanted} bytes at offset {offset}, {have} available")]
+    Short {
+        /// Offset asked for.
+        offset: usize,
+        /// Bytes asked for.
+        wanted: usize,
+        /// Bytes in all.
+        have: usize,
+    },
+    /// Guest RAM refused an access that was checked before: the memory map changed.
+    #[error("guest memory refused an access")]
+    Memory(#[from] GuestMemoryError),
+}
+
+/// Tells the driver that used buffers wait for it. Implemented by the transport.
+pub trait Interrupt: Send + Sync {
+    /// Raises the interrupt of queue `index`.
+    fn raise(&self, index: usize);
+}
+
+/// Where a queue stands; all that a snapshot needs of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct QueueState {
+    /// Largest size that the device offers.
+    pub max_size: u16,
+    /// Size that the driver chose.
+    pub size: u16,
+    /// The driver enabled it.
+    pub ready: bool,
+    /// `VIRTIO_F_EVENT_IDX` was negotiated.
+    pub event_idx: bool,
+    /// Guest-physical address of the descriptor table.
+    pub desc_table: u64,
+    /// Guest-physical address of the driver's ring.
+    pub avail_ring: u64,
+    /// Guest-physical address of the device's ring.
+    pub used_ring: u64,
+    /// Next entry to take.
+    pub next_avail: u16,
+    /// Next entry to fill.
+    pub next_used: u16,
+}
+
+/// One virtqueue, seen from the device.
+pub struct Queue {
+    ring: Ring,
+    index: usize,
+    memory: GuestRam,
+    interrupt: Arc<dyn Interrupt>,
+}
+
+impl Queue {
+    /// A queue whose rings are where `state` says.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the state is no possible one or, for a ready queue, when a
+    /// ring lies outside guest RAM.
+    pub fn new(
+        state: &QueueState,
+        index: usize,
+        memory: GuestRam,
+        interrupt: Arc<dyn Interrupt>,
+    ) -> Result<Self, QueueError> {
+        let ring = Ring::try_from(RingState {
+            max_size: state.max_size,
+            next_avail: state.next_avail,
+            next_used: state.next_used,
+            event_idx_enabled: state.event_idx,
+            size: state.size,
+            ready: state.ready,
+            desc_table: state.desc_table,
+            avail_ring: state.avail_ring,
+            used_ring: state.used_ring,
+        })
+        .map_err(QueueError::Ring)?;
+        if state.ready && !rings_in_memory(state, &memory) {
+            return Err(QueueError::RingOutsideMemory);
+        }
+        Ok(Self {
+            ring,
+            index,
+            memory,
+            interrupt,
+        })
+    }
+
+    /// The queue's position, as a snapshot keeps it.
+    #[must_use]
+    pub fn state(&self) -> QueueState {
+        let state = self.ring.state();
+        QueueState {
+            max_size: state.max_size,
+            size: state.size,
+            ready: state.ready,
+            event_idx: state.event_idx_enabled,
+            desc_table: state.desc_table,
+            avail_ring: state.avail_ring,
+            used_ring: state.used_ring,
+            next_avail: state.next_avail,
+            next_used: state.next_used,
+        }
+    }
+
+    /// Whether the driver has enabled it.
+    #[must_use]
+    pub fn ready(&self) -> bool {
+        self.ring.ready()
+    }
+
+    /// Guest RAM, where the chains' buffers lie.
+    #[must_use]
+    pub fn memory(&self) -> &GuestRam {
+        &self.memory
+    }
+
+    /// Takes the next chain, if there is one; a queue not set up has none.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the driver broke a rule; the device must stop.
+    pub fn pop(&mut self) -> Result<Option<Chain>, QueueError> {
+        if !self.ring.ready() {
+            return Ok(None);
+        }
+        let descriptors = {
+            let mut iter = self
+                .ring
+                .iter(Arc::clone(&self.memory))
+                .map_err(QueueError::Ring)?;
+            iter.next()
+        };
+        // The iterator also ends when the ring can't be read; `new` made sure it can.
+        descriptors
+            .map(|descriptors| Chain::new(descriptors, Arc::clone(&self.memory)))
+            .transpose()
+    }
+
+    /// Puts the chain popped last back, to be popped again: for a device that can't go on.
+    pub fn unpop(&mut self, _chain: Chain) {
+        self.ring.go_to_previous_position();
+    }
+
+    /// Asks the driver to kick again, and says whether it added chains meanwhile.
+    ///
+    /// Called by the worker around [`super::device::VirtioDevice::on_queue`].
+    ///
+    /// # Errors
+    /// [`QueueError::Ring`] when the rings can't be accessed.
+    pub fn enable_kicks(&mut self) -> Result<bool, QueueError> {
+        if !self.ring.ready() {
+            return Ok(false);
+        }
+        self.ring
+            .enable_notification(self.memory.as_ref())
+            .map_err(QueueError::Ring)
+    }
+
+    /// Hands a chain back, `written` bytes of it filled, and raises the interrupt when
+    /// the ring says so. `written` is capped at what the chain can take.
+    ///
+    /// # Errors
+    /// [`QueueError::Ring`] when the rings can't be accessed.
+    pub fn complete(&mut self, chain: &Chain, written: u32) -> Result<(), QueueError> {
+        self.complete_head(chain.head(), written.min(chain.writable_len()))
+    }
+
+    /// As [`Queue::complete`], for a device that keeps a chain's head alone.
+    ///
+    /// # Errors
+    /// [`QueueError::Ring`] when the rings can't be accessed.
+    pub fn complete_head(&mut self, head: u16, written: u32) -> Result<(), QueueError> {
+        let memory = self.memory.as_ref();
+        self.ring
+            .add_used(memory, head, written)
+            .map_err(QueueError::Ring)?;
+        if self.wants_interrupt()? {
+            self.interrupt.raise(self.index);
+        }
+        Ok(())
+    }
+
+    fn wants_interrupt(&mut self) -> Result<bool, QueueError> {
+        let memory = self.memory.as_ref();
+        if !self
+            .ring
+            .needs_notification(memory)
+            .map_err(QueueError::Ring)?
+        {
+            return Ok(false);
+        }
+        if self.ring.event_idx_enabled() {
+            return Ok(true);
+        }
+        let flags: u16 = memory.load(GuestAddress(self.ring.avail_ring()), Ordering::Relaxed)?;
+        Ok(u16::from_le(flags) & AVAIL_NO_INTERRUPT == 0)
+    }
+}
+
+fn rings_in_memory(state: &QueueState, memory: &GuestMemoryMmap) -> bool {
+    let size = usize::from(state.size);
+    // virtio 1.3 §2.7: 16 bytes a descriptor, 2 and 8 an entry, 6 around each ring.
+    let parts = [
+        (state.desc_table, 16 * size),
+        (state.avail_ring, 6 + 2 * size),
+        (state.used_ring, 6 + 8 * size),
+    ];
+    // Address 0 is what virtio-queue takes for "never set".
+    parts
+        .iter()
+        .all(|&(address, length)| address != 0 && memory.check_range(GuestAddress(address), length))
+}
+
+/// A buffer of a chain: it lies in guest RAM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Buffer {
+    /// Guest-physical address.
+    pub address: GuestAddress,
+    /// Length in bytes, not zero.
+    pub length: u32,
+}
+
+/// A descriptor chain, walked and checked: what the device may read, then what it may write.
+pub struct Chain {
+    descriptors: DescriptorChain<GuestRam>,
+    memory: GuestRam,
+    buffers: Vec<Buffer>,
+    /// How many of `buffers`, from the start, are readable.
+    readable: usize,
+    readable_len: u32,
+    writable_len: u32,
+}
+
+impl Chain {
+    fn new(descriptors: DescriptorChain<GuestRam>, memory: GuestRam) -> Result<Self, QueueError> {
+        let head = descriptors.head_index();
+        let mut chain = Self {
+            descriptors: descriptors.clone(),
+            memory,
+            buffers: Vec::with_capacity(4),
+            readable: 0,
+            readable_len: 0,
+            writable_len: 0,
+        };
+        let mut open = true;
+        for descriptor in descriptors {
+            if chain.buffers.len() == MAX_CHAIN_DESCRIPTORS {
+                return Err(QueueError::TooLong(head));
+            }
+            open = descriptor.has_next();
+            let buffer = Buffer {
+                address: descriptor.addr(),
+                length: descriptor.len(),
+            };
+            chain.push(head, buffer, descriptor.is_write_only())?;
+        }
+        // The iterator ends silently at a loop, a bad index, a bad table: seen by a
+        // last descriptor that still names a next one, or by none at all.
+        if open {
+            return Err(QueueError::Malformed(head));
+        }
+        Ok(chain)
+    }
+
+    fn push(&mut self, head: u16, buffer: Buffer, writable: bool) -> Result<(), QueueError> {
+        if buffer.length == 0 {
+            return Err(QueueError::Empty(head));
+        }
+        let in_memory = usize::try_from(buffer.length)
+            .is_ok_and(|length| self.memory.check_range(buffer.address, length));
+        if !in_memory {
+            return Err(QueueError::Buffer {
+                chain: head,
+                address: buffer.address.raw_value(),
+                length: buffer.length,
+            });
+        }
+        let total = if writable {
+            &mut self.writable_len
+        } else {
+            if self.readable != self.buffers.len() {
+                return Err(QueueError::Order(head));
+            }
+            self.readable += 1;
+            &mut self.readable_len
+        };
+        *total = total
+            .checked_add(buffer.length)
+            .ok_or(QueueError::Malformed(head))?;
+        self.buffers.push(buffer);
+        Ok(())
+    }
+
+    /// Index of the chain's first descriptor: its name in the used ring.
+    #[must_use]
+    pub fn head(&self) -> u16 {
+        self.descriptors.head_index()
+    }
+
+    /// Bytes that the device may read.
+    #[must_use]
+    pub fn readable_len(&self) -> u32 {
+        self.readable_len
+    }
+
+    /// Bytes that the device may write.
+    #[must_use]
+    pub fn writable_len(&self) -> u32 {
+        self.writable_len
+    }
+
+    /// The readable buffers, in order.
+    #[must_use]
+    pub fn readable(&self) -> &[Buffer] {
+        self.buffers.get(..self.readable).unwrap_or_default()
+    }
+
+    /// The writable buffers, in order.
+    #[must_use]
+    pub fn writable(&self) -> &[Buffer] {
+        self.buffers.get(self.readable..).unwrap_or_default()
+    }
+
+    /// Guest RAM, where the buffers lie.
+    #[must_use]
+    pub fn memory(&self) -> &GuestRam {
+        &self.memory
+    }
+
+    /// The chain as `virtio-queue` knows it, for crates that walk it themselves.
+    ///
+    /// The walk reads the guest's descriptors again: bounded and checked there, but
+    /// possibly not what [`Chain`] saw. Prefer the buffers.
+    #[must_use]
+    pub fn descriptors(&self) -> DescriptorChain<GuestRam> {
+        self.descriptors.clone()
+    }
+
+    /// Fills `data` from `offset` of the readable bytes.
+    ///
+    /// # Errors
+    /// [`QueueError::Short`] when there are fewer.
+    pub fn read_at(&self, offset: usize, data: &mut [u8]) -> Result<(), QueueError> {
+        let mut done = 0;
+        for (address, length) in spans(self.readable(), offset, data.len())? {
+            if let Some(part) = data.get_mut(done..done + length) {
+                self.memory.read_slice(part, address)?;
+            }
+            done += length;
+        }
+        Ok(())
+    }
+
+    /// A fixed number of bytes from `offset` of the readable ones.
+    ///
+    /// # Errors
+    /// [`QueueError::Short`] when there are fewer.
+    pub fn read_array<const N: usize>(&self, offset: usize) -> Result<[u8; N], QueueError> {
+        let mut bytes = [0; N];
+        self.read_at(offset, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Writes `data` from `offset` of the writable bytes on.
+    ///
+    /// # Errors
+    /// [`QueueError::Short`] when there is no room.
+    pub fn write_at(&self, offset: usize, data: &[u8]) -> Result<(), QueueError> {
+        let mut done = 0;
+        for (address, length) in spans(self.writable(), offset, data.len())? {
+            if let Some(part) = data.get(done..done + length) {
+                self.memory.write_slice(part, address)?;
+            }
+            done += length;
+        }
+        Ok(())
+    }
+
+    /// Copies the readable bytes `offset..offset + length` into `sink`, without holding
+    /// more than a page of them at a time.
+    ///
+    /// # Errors
+    /// [`QueueError::Short`] when there are fewer; the sink's own errors inside the `Ok`.
+    pub fn copy_to(
+        &self,
+        offset: usize,
+        length: usize,
+        sink: &mut dyn io::Write,
+    ) -> Result<io::Result<()>, QueueError> {
+        let mut page = [0u8; 4096];
+        let mut done = 0;
+        while done < length {
+            let count = (length - done).min(page.len());
+            let Some(part) = page.get_mut(..count) else {
+                break;
+            };
+            self.read_at(offset + done, part)?;
+            if let Err(error) = sink.write_all(part) {
+                return Ok(Err(error));
+            }
+            done += count;
+        }
+        Ok(Ok(()))
+    }
+}
+
+/// The guest-physical spans that make up `length` bytes from `offset` of `buffers`.
+fn spans(
+    buffers: &[Buffer],
+    offset: usize,
+    length: usize,
+) -> Result<impl Iterator<Item = (GuestAddress, usize)> + '_, QueueError> {
+    let have = buffers.iter().map(|b| b.length as usize).sum();
+    if offset.checked_add(length).is_none_or(|end| end > have) {
+        return Err(QueueError::Short {
+            offset,
+            wanted: length,
+            have,
+        });
+    }
+    let mut skip = offset;
+    let mut left = length;
+    Ok(buffers.iter().filter_map(move |buffer| {
+        let size = buffer.length as usize;
+        let start = skip.min(size);
+        skip -= start;
+        let count = left.min(size - start);
+        left -= count;
+        (count > 0).then(|| (buffer.address.unchecked_add(start as u64), count))
+    }))
+}
