@@ -1,1 +1,30 @@
-//! Placeholder.
+//! Plans, starts and watches one micro-VM per sandbox.
+//!
+//! Owns: what a run request means (`plan`), the host's record of containers (`store`), the
+//! monitor process that holds one VM, and the words in which faces talk to it. Refuses: flags of
+//! any command line, registries, what happens on the far side of the guest's agent.
+//!
+//! ```text
+//! face ── Engine::create ──► directory, plan.json, lock
+//!      ── Container::start ──► hull-monitor (plan and lock inherited, readiness pipe back)
+//!      ◄── ProcessStream ───── frames of the first process; control.sock serves all others
+//! ```
+
+mod client;
+pub mod doctor;
+mod exit;
+mod plan;
+mod request;
+mod settings;
+mod signal;
+mod state;
+mod stream;
+
+pub use client::{Container, Engine, EngineError, LogEntry, LogOptions, LogReader, StartFailure};
+pub use exit::{CODE_HULL_FAILED, CODE_NOT_EXECUTABLE, CODE_NOT_FOUND, FailureClass};
+pub use plan::{Export, ExportSource, Plan, PlannedImage, PlannedRoot, PlannedVm};
+pub use request::{ExecRequest, Image, Root, RunRequest, Tmpfs, Ulimit, Volume, VolumeSource};
+pub use settings::{Assets, Defaults, Registries, Settings, SettingsError};
+pub use signal::{SignalError, parse_signal, signal_name};
+pub use state::{ExitRecord, Running, Status};
+pub use stream::{ProcessStream, StreamError, StreamReceiver, StreamSender};

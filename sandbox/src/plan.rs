@@ -1,0 +1,128 @@
+//! What a run request means: a pure function of request, image configuration and settings.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use oci_spec::runtime::Spec;
+use serde::{Deserialize, Serialize};
+
+/// All that the monitor needs to know about one container. Written once, never changed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// [`Plan::GENERATION`] of whoever wrote it.
+    pub generation: u32,
+    /// The container's id, 64 hexadecimal digits.
+    pub id: String,
+    /// The container's unique name.
+    pub name: String,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// The image it came from, if any.
+    pub image: Option<PlannedImage>,
+    /// Labels, the image's and the request's.
+    pub labels: BTreeMap<String, String>,
+    /// The virtual machine.
+    pub vm: PlannedVm,
+    /// The root file system.
+    pub root: PlannedRoot,
+    /// What else of the host is shared with the guest.
+    pub exports: Vec<Export>,
+    /// The container as the agent creates it, with paths as the guest sees them.
+    pub spec: Spec,
+    /// Runs a minimal init as process 1.
+    pub init: bool,
+    /// Whether the first process has a terminal (`spec` says it too).
+    pub tty: bool,
+    /// Whether the first process's stdin stays open.
+    pub interactive: bool,
+    /// Signal that asks it to stop.
+    pub stop_signal: u8,
+    /// Seconds between that signal and SIGKILL.
+    pub stop_timeout_s: u32,
+    /// Removes the container when it ends.
+    pub auto_remove: bool,
+    /// Bytes that its log may take.
+    pub log_limit_bytes: u64,
+}
+
+impl Plan {
+    /// Version of the shape of `plan.json`.
+    pub const GENERATION: u32 = 1;
+
+    /// Program and arguments of the first process.
+    #[must_use]
+    pub fn command(&self) -> &[String] {
+        self.spec
+            .process()
+            .as_ref()
+            .and_then(|process| process.args().as_deref())
+            .unwrap_or_default()
+    }
+}
+
+/// The image a container came from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedImage {
+    /// What the person asked for.
+    pub reference: String,
+    /// Digest of its configuration.
+    pub id: String,
+}
+
+/// The virtual machine's shape.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlannedVm {
+    /// Processors the guest sees.
+    pub vcpus: u8,
+    /// Processors it may use in the long run, when fewer.
+    pub cpu_quota: Option<f64>,
+    /// Guest memory in bytes.
+    pub memory_bytes: u64,
+    /// The guest kernel.
+    pub kernel: PathBuf,
+    /// The guest's first root.
+    pub initrd: PathBuf,
+    /// The kernel's command line.
+    pub cmdline: String,
+    /// Adds a serial port.
+    pub debug: bool,
+    /// The hypervisor's device.
+    pub kvm: PathBuf,
+    /// Seconds from the first instruction to the agent's word.
+    pub boot_timeout_s: u32,
+}
+
+/// Where the root file system comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PlannedRoot {
+    /// Layers, the lowest first, under a layer of the container's own.
+    Overlay(Vec<PathBuf>),
+    /// A directory used in place.
+    Directory(PathBuf),
+}
+
+/// One name in the tree that the guest sees beside its root.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Export {
+    /// The name, a single path component.
+    pub name: String,
+    /// What is seen there.
+    pub source: ExportSource,
+    /// Refuses writes.
+    pub read_only: bool,
+}
+
+/// What an export shows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExportSource {
+    /// A host path: a directory, or a file that will be alone in an empty directory. Which of
+    /// them is known when the container is created.
+    Directory(PathBuf),
+    /// One file of the host, seen as `file` in an otherwise empty directory.
+    File(PathBuf),
+    /// A directory of the container's own, filled from the image's directory at this path.
+    Anonymous(String),
+}

@@ -1,0 +1,49 @@
+//! What a container is, as its directory tells it: the shapes of `state.json` and `exit.json`,
+//! which only the monitor writes.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// What a container is at this moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Status {
+    /// It has a directory and was never started.
+    Created,
+    /// Its monitor lives, its first process not yet.
+    Starting,
+    /// Its first process runs.
+    Running(Running),
+    /// It ended.
+    Exited(ExitRecord),
+}
+
+/// Contents of `state.json` while the first process runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Running {
+    /// The monitor's process id on the host.
+    pub monitor_pid: u32,
+    /// The first process's id in the guest's first namespace.
+    pub guest_pid: u32,
+    /// When the first process started.
+    pub started_at: Timestamp,
+    /// The guest kernel's release.
+    pub kernel: String,
+}
+
+/// Contents of `exit.json`: how a container ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitRecord {
+    /// The code that `run` and `wait` give: the process's own, 128 + signal, or one of
+    /// [`crate::exit`]'s.
+    pub code: u8,
+    /// The signal that ended it.
+    pub signal: Option<u8>,
+    /// Whether memory ran out in the guest.
+    pub oom: bool,
+    /// When the first process started, if it did.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub finished_at: Timestamp,
+    /// What went wrong when it was Hull, the guest or the host that ended it.
+    pub error: Option<String>,
+}
