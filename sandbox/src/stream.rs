@@ -73,6 +73,13 @@ impl ProcessStream {
     pub fn split(self) -> (StreamSender, StreamReceiver) {
         (self.sender, self.receiver)
     }
+
+    /// The socket, and the bytes already read from it, for a caller that polls and keeps the
+    /// window of stdin itself.
+    #[must_use]
+    pub fn into_parts(self) -> (UnixStream, Decoder) {
+        (self.receiver.socket, self.receiver.decoder)
+    }
 }
 
 /// The half that talks to the process. Clones share one stream; frames never interleave.
