@@ -12,10 +12,13 @@
 //! its credit or acknowledges what it was never sent. Knows no queue, no table.
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
+
+use rustix::buffer::spare_capacity;
+use rustix::io::Errno;
 
 use super::packet::{Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 
@@ -95,7 +98,12 @@ impl Connection {
     }
 
     /// A connection that the host asks the guest for.
-    pub(super) fn requested(stream: UnixStream, host_port: u32, guest_port: u32, deadline: Instant) -> Self {
+    pub(super) fn requested(
+        stream: UnixStream,
+        host_port: u32,
+        guest_port: u32,
+        deadline: Instant,
+    ) -> Self {
         let mut connection = Self::new(stream, host_port, guest_port, Phase::Requested(deadline));
         connection.owes.request = true;
         connection
@@ -167,7 +175,11 @@ impl Connection {
         if unacknowledged > self.tx_cnt.wrapping_sub(self.peer_fwd_cnt) {
             let ahead = header.fwd_cnt.wrapping_sub(self.tx_cnt);
             let behind = self.peer_fwd_cnt.wrapping_sub(header.fwd_cnt);
-            return if ahead < behind { Err(Violation) } else { Ok(()) };
+            return if ahead < behind {
+                Err(Violation)
+            } else {
+                Ok(())
+            };
         }
         self.peer_fwd_cnt = header.fwd_cnt;
         self.peer_buf_alloc = header.buf_alloc;
@@ -196,7 +208,11 @@ impl Connection {
             self.forwarded(data.len());
             return Ok(());
         }
-        let written = if self.received.is_empty() { self.write_some(data) } else { 0 };
+        let written = if self.received.is_empty() {
+            self.write_some(data)
+        } else {
+            0
+        };
         if self.host_reads_no_more {
             self.forwarded(data.len() - written);
         } else {
@@ -314,22 +330,21 @@ impl Connection {
             return;
         }
         let mut buffer = std::mem::take(spare);
-        buffer.resize(room, 0);
-        match read_some(&self.stream, &mut buffer) {
+        buffer.reserve_exact(room);
+        match rustix::io::retry_on_intr(|| {
+            rustix::io::read(&self.stream, spare_capacity(&mut buffer))
+        }) {
             Ok(0) => self.host_sends_no_more = true,
-            Ok(count) => {
-                buffer.truncate(count);
+            Ok(_) => {
                 self.staged = buffer;
-                self.staged_from = 0;
                 return;
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => self.maybe_readable = false,
+            Err(Errno::AGAIN) => self.maybe_readable = false,
             Err(_) => {
                 self.host_sends_no_more = true;
                 self.hung_up = true;
             }
         }
-        buffer.clear();
         *spare = buffer;
     }
 
@@ -372,7 +387,14 @@ impl Connection {
     /// Makes the packet of `op`, as [`Connection::next_op`] gave it: at most
     /// `room` bytes of data go behind the header. `close_by` is how long the
     /// guest may take to answer an end of both directions.
-    pub(super) fn packet(&mut self, op: Op, room: usize, close_by: Instant, spare: &mut Vec<u8>, data: &mut Vec<u8>) -> Header {
+    pub(super) fn packet(
+        &mut self,
+        op: Op,
+        room: usize,
+        close_by: Instant,
+        spare: &mut Vec<u8>,
+        data: &mut Vec<u8>,
+    ) -> Header {
         let mut header = self.header(op);
         data.clear();
         match op {
@@ -413,15 +435,6 @@ impl Connection {
             buf_alloc: RECEIVE_BUFFER_BYTES,
             fwd_cnt: self.fwd_cnt,
             ..Header::default()
-        }
-    }
-}
-
-fn read_some(mut stream: &UnixStream, buffer: &mut [u8]) -> io::Result<usize> {
-    loop {
-        match stream.read(buffer) {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            outcome => return outcome,
         }
     }
 }

@@ -7,27 +7,27 @@
 //! callers copy it out of the guest once, and look only at the copy.
 
 /// Bytes of a packet header on the wire.
-pub const HEADER_BYTES: usize = 44;
+pub(super) const HEADER_BYTES: usize = 44;
 
 /// The context id by which a guest reaches its host (virtio 1.3 §5.10.4).
-pub const HOST_CID: u64 = 2;
+pub(super) const HOST_CID: u64 = 2;
 
 /// Stream sockets, the only type this device offers (virtio 1.3 §5.10.6).
-pub const TYPE_STREAM: u16 = 1;
+pub(super) const TYPE_STREAM: u16 = 1;
 
 /// `SHUTDOWN` flag: the sender will receive no more data (virtio 1.3 §5.10.6.5).
-pub const SHUTDOWN_RECEIVE: u32 = 1;
+pub(super) const SHUTDOWN_RECEIVE: u32 = 1;
 
 /// `SHUTDOWN` flag: the sender will send no more data (virtio 1.3 §5.10.6.5).
-pub const SHUTDOWN_SEND: u32 = 2;
+pub(super) const SHUTDOWN_SEND: u32 = 2;
 
 /// Both flags of a `SHUTDOWN`: the connection is over.
-pub const SHUTDOWN_BOTH: u32 = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
+pub(super) const SHUTDOWN_BOTH: u32 = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
 
 /// The operations of virtio 1.3 §5.10.6, by their numbers on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]
-pub enum Op {
+pub(super) enum Op {
     /// Asks for a connection.
     Request = 1,
     /// Accepts a connection.
@@ -46,7 +46,7 @@ pub enum Op {
 
 impl Op {
     /// The operation with this number, if there is one.
-    pub fn from_wire(number: u16) -> Option<Self> {
+    pub(super) fn from_wire(number: u16) -> Option<Self> {
         Some(match number {
             1 => Self::Request,
             2 => Self::Response,
@@ -62,27 +62,27 @@ impl Op {
 
 /// A packet's header (virtio 1.3 §5.10.6, `struct virtio_vsock_hdr`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Header {
+pub(super) struct Header {
     /// Context id of the sender.
-    pub src_cid: u64,
+    pub(super) src_cid: u64,
     /// Context id of the receiver.
-    pub dst_cid: u64,
+    pub(super) dst_cid: u64,
     /// Port of the sender.
-    pub src_port: u32,
+    pub(super) src_port: u32,
     /// Port of the receiver.
-    pub dst_port: u32,
+    pub(super) dst_port: u32,
     /// Bytes of data that follow.
-    pub len: u32,
+    pub(super) len: u32,
     /// Socket type, see [`TYPE_STREAM`].
-    pub socket_type: u16,
+    pub(super) socket_type: u16,
     /// Operation number, see [`Op`].
-    pub op: u16,
+    pub(super) op: u16,
     /// Flags of the operation.
-    pub flags: u32,
+    pub(super) flags: u32,
     /// Bytes of the sender's receive buffer.
-    pub buf_alloc: u32,
+    pub(super) buf_alloc: u32,
     /// Bytes that the sender has taken out of its receive buffer, wrapping.
-    pub fwd_cnt: u32,
+    pub(super) fwd_cnt: u32,
 }
 
 /// Reads little-endian fields one after the other.
@@ -99,7 +99,7 @@ impl Fields<'_> {
 
 impl Header {
     /// Decodes a header; every pattern of bytes is one.
-    pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Self {
+    pub(super) fn decode(bytes: &[u8; HEADER_BYTES]) -> Self {
         let mut fields = Fields(bytes, 0);
         Self {
             src_cid: u64::from_le_bytes(fields.next()),
@@ -116,7 +116,7 @@ impl Header {
     }
 
     /// Encodes the header as it lies in guest memory.
-    pub fn encode(&self) -> [u8; HEADER_BYTES] {
+    pub(super) fn encode(&self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         let mut at = 0;
         let mut put = |field: &[u8]| {
@@ -154,7 +154,11 @@ mod tests {
 
     #[test]
     fn fields_lie_where_the_specification_puts_them() {
-        let header = Header { op: Op::Data as u16, fwd_cnt: 0x0403_0201, ..Header::default() };
+        let header = Header {
+            op: Op::Data as u16,
+            fwd_cnt: 0x0403_0201,
+            ..Header::default()
+        };
         let wire = header.encode();
         assert_eq!(wire[30], 5);
         assert_eq!(wire[40..], [1, 2, 3, 4]);
@@ -163,7 +167,10 @@ mod tests {
     #[test]
     fn operations_keep_their_numbers() {
         for number in 0..=u16::MAX {
-            assert_eq!(Op::from_wire(number).map_or(0, |op| op as u16), if (1..=7).contains(&number) { number } else { 0 });
+            assert_eq!(
+                Op::from_wire(number).map_or(0, |op| op as u16),
+                if (1..=7).contains(&number) { number } else { 0 }
+            );
         }
     }
 }
