@@ -1,1 +1,6 @@
-//! Placeholder.
+//! Whole-system tests' house: the emulated KVM host and what the test cases share.
+//!
+//! Owns: [`host`]. Refuses: to be part of any product; nothing but tests, bench and `xtask`
+//! depends on it.
+
+pub mod host;

@@ -1,0 +1,171 @@
+//! A command in the emulated host on this process's own terminal and streams.
+//!
+//! Owns: this process's stdin, stdout, stderr, terminal mode and signals while it runs. Refuses:
+//! to return output (see [`super::Command`]).
+
+use std::io::{self, Write};
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+
+use anyhow::{Context, Result};
+use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
+use signal_hook::iterator::Signals;
+
+use super::Host;
+use super::wire::{self, Message, STDIN_WINDOW};
+
+/// Hull's own failure, as for the command line.
+const FAILED: u8 = 125;
+
+type Writer = Arc<Mutex<TcpStream>>;
+
+/// Bytes of stdin that may still be sent.
+#[derive(Default)]
+struct Window {
+    used: Mutex<usize>,
+    freed: Condvar,
+}
+
+impl Host {
+    /// Runs a command of the emulated host on this process's stdin, stdout and stderr; with a
+    /// terminal of its own if both ends here are one. Returns the exit code for this process.
+    ///
+    /// # Errors
+    /// When the machine can't be reached or ends before the command (report 125 for it).
+    pub fn attach(&self, argv: Vec<String>, env: &[(String, String)]) -> Result<u8> {
+        let mut open = self.open(argv);
+        for (key, value) in env {
+            open.env.retain(|(known, _)| known != key);
+            open.env.push((key.clone(), value.clone()));
+        }
+        let has_terminal = isatty(io::stdin()) && isatty(io::stdout());
+        open.terminal = has_terminal.then(terminal_size);
+        let Some(stream) = self.connect(&open)? else {
+            anyhow::bail!("this machine's own KVM is used: run the command directly");
+        };
+        let raw = has_terminal.then(Raw::enter).transpose()?;
+        let writer: Writer = Arc::new(Mutex::new(stream.try_clone()?));
+        let window = Arc::new(Window::default());
+        forward_signals(Arc::clone(&writer))?;
+        let feeder = (Arc::clone(&writer), Arc::clone(&window));
+        // Never joined: a read of stdin can't be interrupted, and this process ends soon after.
+        thread::spawn(move || forward_stdin(&feeder.0, &feeder.1));
+        let outcome = relay(stream, &window);
+        drop(raw);
+        match outcome? {
+            Some(code) => Ok(code),
+            None => Err(self.gone()),
+        }
+    }
+}
+
+/// Moves output until the last message; none if the machine ended without one.
+fn relay(mut stream: TcpStream, window: &Window) -> Result<Option<u8>> {
+    loop {
+        // A broken stream is a machine that ended.
+        let Ok(Some(message)) = wire::read(&mut stream) else {
+            return Ok(None);
+        };
+        match message {
+            Message::Stdout(data) => show(&mut io::stdout().lock(), &data)?,
+            Message::Stderr(data) => show(&mut io::stderr().lock(), &data)?,
+            Message::StdinAck(count) => {
+                let mut used = window.used.lock().unwrap_or_else(PoisonError::into_inner);
+                *used = used.saturating_sub(count as usize);
+                window.freed.notify_all();
+            }
+            Message::Exited(code) => return Ok(Some(code)),
+            Message::Signaled(signal) => return Ok(Some(128_u8.saturating_add(signal))),
+            Message::Failed(code, why) => {
+                eprintln!("host: {why}");
+                return Ok(Some(code));
+            }
+            other => anyhow::bail!("unexpected message {other:?}"),
+        }
+    }
+}
+
+fn show(to: &mut impl Write, data: &[u8]) -> Result<()> {
+    to.write_all(data)
+        .and_then(|()| to.flush())
+        .context("write the command's output")
+}
+
+fn send(writer: &Writer, message: &Message) -> io::Result<()> {
+    wire::write(
+        &mut *writer.lock().unwrap_or_else(PoisonError::into_inner),
+        message,
+    )
+}
+
+fn forward_stdin(writer: &Writer, window: &Window) {
+    let mut buffer = vec![0; STDIN_WINDOW / 4];
+    loop {
+        let count = match rustix::io::read(io::stdin(), &mut buffer) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(_) => break,
+        };
+        {
+            let used = window.used.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut used = window
+                .freed
+                .wait_while(used, |used| *used + count > STDIN_WINDOW)
+                .unwrap_or_else(PoisonError::into_inner);
+            *used += count;
+        }
+        if send(writer, &Message::Stdin(buffer[..count].to_vec())).is_err() {
+            return;
+        }
+    }
+    let _gone = send(writer, &Message::StdinEof);
+}
+
+fn forward_signals(writer: Writer) -> Result<()> {
+    let watched = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH];
+    let mut signals = Signals::new(watched).context("watch for signals")?;
+    thread::spawn(move || {
+        for signal in signals.forever() {
+            let message = if signal == SIGWINCH {
+                let (rows, columns) = terminal_size();
+                Message::Resize(rows, columns)
+            } else {
+                Message::Signal(u8::try_from(signal).unwrap_or(FAILED))
+            };
+            if send(&writer, &message).is_err() {
+                return;
+            }
+        }
+    });
+    Ok(())
+}
+
+fn terminal_size() -> (u16, u16) {
+    tcgetwinsize(io::stdout()).map_or((24, 80), |size| (size.ws_row, size.ws_col))
+}
+
+/// The outer terminal passing every key on; as it was when dropped.
+struct Raw {
+    before: Termios,
+}
+
+impl Raw {
+    fn enter() -> Result<Self> {
+        let stdin = io::stdin();
+        let before = tcgetattr(stdin.as_fd()).context("read the terminal's mode")?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        tcsetattr(stdin.as_fd(), OptionalActions::Now, &raw).context("set the terminal's mode")?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        let _restored = tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
+    }
+}

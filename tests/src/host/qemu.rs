@@ -1,0 +1,179 @@
+//! QEMU: its command line, and the few words said to it while it runs.
+//!
+//! Owns: how the machine looks from outside. Refuses: to start it (the keeper does).
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::wire::PORT;
+
+/// The program.
+pub(super) const PROGRAM: &str = "qemu-system-x86_64";
+const CONTROL_SOCKET: &str = "control.sock";
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What tells one machine from another.
+#[derive(Debug, Clone)]
+pub(super) struct Shape<'a> {
+    /// Deterministic time: one instruction is 2 ns, one processor.
+    pub(super) icount: bool,
+    /// Memory, MiB.
+    pub(super) memory: u32,
+    /// The uncompressed kernel.
+    pub(super) kernel: &'a Path,
+    /// TCP port on the outer loopback.
+    pub(super) port: u16,
+}
+
+/// QEMU's arguments; relative paths are in the machine's own directory.
+pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
+    let (accelerator, processor, processors): (&[&str], _, _) = if shape.icount {
+        let icount = ["-accel", "tcg", "-icount", "shift=1,sleep=off"].as_slice();
+        // Without fast string moves a page is cleared in 512 counted steps instead of 4096.
+        (icount, "max,+svm,-la57,-erms,-fsrm", "1")
+    } else {
+        (
+            ["-accel", "tcg,thread=multi"].as_slice(),
+            "max,+svm,-la57",
+            "2",
+        )
+    };
+    let mut arguments: Vec<String> = accelerator.iter().map(|&text| text.to_owned()).collect();
+    let memory = format!("{}M", shape.memory);
+    let kernel = shape.kernel.display().to_string();
+    let forward = format!(
+        "user,id=control,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:{}-10.0.2.15:{PORT}",
+        shape.port
+    );
+    let control = format!("unix:{CONTROL_SOCKET},server=on,wait=off");
+    let command_line = kernel_command_line();
+    for (option, value) in [
+        ("-name", "hull-host"),
+        ("-machine", "q35"),
+        ("-cpu", processor),
+        ("-smp", processors),
+        ("-m", &memory),
+        ("-kernel", &kernel),
+        ("-initrd", "initrd"),
+        ("-append", &command_line),
+        ("-serial", "file:console.log"),
+        ("-chardev", "stdio,id=ready,signal=off"),
+        ("-serial", "chardev:ready"),
+        ("-qmp", &control),
+        (
+            "-fsdev",
+            "local,id=outer,path=/,security_model=none,multidevs=remap,readonly=on",
+        ),
+        ("-device", "virtio-9p-pci,fsdev=outer,mount_tag=outer"),
+        (
+            "-fsdev",
+            "local,id=live,path=/,security_model=none,multidevs=remap",
+        ),
+        ("-device", "virtio-9p-pci,fsdev=live,mount_tag=live"),
+        ("-netdev", &forward),
+        ("-device", "virtio-net-pci,netdev=control,romfile="),
+        ("-display", "none"),
+    ] {
+        arguments.extend([option.to_owned(), value.to_owned()]);
+    }
+    arguments.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
+    arguments
+}
+
+fn kernel_command_line() -> String {
+    [
+        "console=ttyS0 quiet loglevel=4 panic=-1",
+        // Same addresses from boot to boot, and no cost for faults that an emulator hasn't.
+        "nokaslr mitigations=off apparmor=0 audit=0",
+        "no_timer_check tsc=reliable nowatchdog random.trust_cpu=on",
+        "rcupdate.rcu_expedited=1 cgroup_no_v1=all net.ifnames=0",
+    ]
+    .join(" ")
+}
+
+/// Has QEMU execute one command of its machine protocol without arguments, such as `quit`,
+/// `stop` (freeze) or `cont` (thaw).
+///
+/// # Errors
+/// When QEMU doesn't listen or refuses.
+pub(super) fn tell(directory: &Path, command: &str) -> Result<()> {
+    let attempt = || -> Result<()> {
+        // By descriptor: a socket's path may have 107 bytes only (unix(7)).
+        let open = File::open(directory)?;
+        let path = format!("/proc/self/fd/{}/{CONTROL_SOCKET}", open.as_raw_fd());
+        let mut socket = UnixStream::connect(path)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        let mut answers = BufReader::new(socket.try_clone()?);
+        for word in ["qmp_capabilities", command] {
+            writeln!(socket, "{{\"execute\":\"{word}\"}}")?;
+        }
+        let mut agreed = 0;
+        let mut line = String::new();
+        while agreed < 2 {
+            line.clear();
+            if answers.read_line(&mut line)? == 0 {
+                // `quit` may end it before the answer is out.
+                break;
+            }
+            if line.contains("\"error\"") {
+                bail!("it answered {}", line.trim());
+            }
+            agreed += usize::from(line.contains("\"return\""));
+        }
+        Ok(())
+    };
+    attempt().with_context(|| format!("tell QEMU to {command}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(icount: bool) -> String {
+        arguments(&Shape {
+            icount,
+            memory: 6144,
+            kernel: Path::new("/k/vmlinux"),
+            port: 4321,
+        })
+        .join(" ")
+    }
+
+    #[test]
+    fn the_normal_machine_has_nested_virtualisation_and_two_processors() {
+        let line = line(false);
+        for part in [
+            "-accel tcg,thread=multi",
+            "+svm",
+            "-smp 2",
+            "-m 6144M",
+            "-kernel /k/vmlinux",
+        ] {
+            assert!(line.contains(part), "{part} is missing in {line}");
+        }
+        assert!(!line.contains("icount"));
+    }
+
+    #[test]
+    fn deterministic_time_has_one_processor_and_no_fast_string_moves() {
+        let line = line(true);
+        for part in ["-icount shift=1,sleep=off", "-smp 1", "-erms,-fsrm"] {
+            assert!(line.contains(part), "{part} is missing in {line}");
+        }
+        assert!(!line.contains("thread=multi"));
+    }
+
+    #[test]
+    fn strangers_cannot_reach_it_and_it_cannot_reach_out() {
+        let line = line(false);
+        assert!(line.contains("hostfwd=tcp:127.0.0.1:4321-"));
+        assert!(line.contains("restrict=on"));
+        assert!(line.contains("id=outer,path=/,security_model=none,multidevs=remap,readonly=on"));
+    }
+}
