@@ -1,0 +1,85 @@
+//! Layers: from tar bytes that strangers wrote to a directory that overlayfs can use.
+//!
+//! Owns: reading tar, the caps, and every file made from it, strictly beneath one directory.
+//! Refuses: everything else of the host; it follows no link out of that directory and trusts no
+//! length.
+
+mod error;
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use error::UnpackError;
+
+use crate::digest::Digest;
+use crate::manifest::Compression;
+
+/// What a layer may cost. Each is checked while unpacking, not after.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of the uncompressed tar, and of the files it makes (holes included).
+    pub layer_bytes: u64,
+    /// Entries of one layer.
+    pub entries: u64,
+    /// Uncompressed bytes for each compressed one, beyond `ratio_free_bytes`.
+    pub ratio: u64,
+    /// Uncompressed bytes that may come at any ratio.
+    pub ratio_free_bytes: u64,
+    /// Bytes of one path or link target, as `PATH_MAX`.
+    pub path_bytes: usize,
+    /// Components of one path.
+    pub depth: usize,
+    /// Bytes of the extended attributes of one entry together.
+    pub xattr_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            layer_bytes: 64 << 30,
+            entries: 2_000_000,
+            ratio: 1000,
+            ratio_free_bytes: 256 << 20,
+            path_bytes: 4096,
+            depth: 255,
+            xattr_bytes: 64 << 10,
+        }
+    }
+}
+
+/// One layer to unpack.
+pub(crate) struct Job<'a> {
+    /// What the uncompressed tar must hash to, when that is known.
+    pub(crate) diff_id: Option<&'a Digest>,
+    /// What the media type says; the first bytes decide.
+    pub(crate) compression_hint: Compression,
+    /// Directories of the layers below, base first: a directory that this layer uses without
+    /// describing it gets its attributes from there.
+    pub(crate) below: &'a [PathBuf],
+    pub(crate) limits: &'a Limits,
+    /// Told the compressed bytes consumed so far, now and then.
+    pub(crate) report: &'a dyn Fn(u64),
+}
+
+/// Unpacks the layer `blob` into the empty directory `target`.
+pub(crate) fn unpack(blob: File, target: &Path, job: &Job<'_>) -> Result<(), UnpackError> {
+    let _ = (
+        blob,
+        target,
+        job.diff_id,
+        job.compression_hint,
+        job.below,
+        job.limits,
+        job.report,
+    );
+    Err(UnpackError::Truncated)
+}
+
+/// Deletes a directory and all below it, following nothing.
+pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
