@@ -89,7 +89,9 @@ fn write_initrd(agent: &Path, to: &Path) -> Result<()> {
     let mut writer = entry.write(sink, size);
     io::copy(&mut source, &mut writer).context("cannot write the initrd")?;
     let sink = cpio::newc::trailer(writer.finish()?)?;
-    sink.into_inner().context("cannot write the initrd")?.sync_all()?;
+    sink.into_inner()
+        .context("cannot write the initrd")?
+        .sync_all()?;
     place(&fresh, to)?;
     fs::remove_file(&fresh).context("cannot remove the initrd's scratch file")
 }

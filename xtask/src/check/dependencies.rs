@@ -21,7 +21,10 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// Crates that must stay out of rooms where they would change what the room is.
 const BANNED: &[(&str, &[&str])] = &[
     ("hull-vmm", &["tokio", "anyhow", "oci-spec", "clap"]),
-    ("hull-agent", &["tokio", "anyhow", "clap", "kvm-ioctls", "vm-memory"]),
+    (
+        "hull-agent",
+        &["tokio", "anyhow", "clap", "kvm-ioctls", "vm-memory"],
+    ),
     ("hull-proto", &["tokio", "anyhow", "libc", "rustix"]),
 ];
 
@@ -66,8 +69,11 @@ pub(super) fn check() -> Result<()> {
 }
 
 fn arrows(metadata: &Metadata) -> Vec<String> {
-    let members: BTreeSet<&str> =
-        metadata.workspace_packages().iter().map(|package| package.name.as_str()).collect();
+    let members: BTreeSet<&str> = metadata
+        .workspace_packages()
+        .iter()
+        .map(|package| package.name.as_str())
+        .collect();
     let mut faults = Vec::new();
     for package in metadata.workspace_packages() {
         let name = package.name.as_str();
@@ -75,7 +81,10 @@ fn arrows(metadata: &Metadata) -> Vec<String> {
             faults.push(format!("{name} has no row in ARROWS"));
             continue;
         };
-        let banned = BANNED.iter().find(|(of, _)| *of == name).map_or(&[][..], |(_, names)| names);
+        let banned = BANNED
+            .iter()
+            .find(|(of, _)| *of == name)
+            .map_or(&[][..], |(_, names)| names);
         for dependency in &package.dependencies {
             let on = dependency.name.as_str();
             if members.contains(on) && !allowed.contains(&on) {
@@ -90,15 +99,24 @@ fn arrows(metadata: &Metadata) -> Vec<String> {
 }
 
 fn sources_and_licences(metadata: &Metadata) -> Vec<String> {
-    let foreign = metadata.packages.iter().filter(|package| package.source.is_some());
+    let foreign = metadata
+        .packages
+        .iter()
+        .filter(|package| package.source.is_some());
     foreign
         .filter_map(|package| {
-            let crates_io = package.source.as_ref().is_some_and(|source| source.is_crates_io());
+            let crates_io = package
+                .source
+                .as_ref()
+                .is_some_and(|source| source.is_crates_io());
             if !crates_io {
                 return Some(format!("{} does not come from crates.io", package.name));
             }
             if !licence_allowed(package) {
-                return Some(format!("{} has licence {:?}", package.name, package.license));
+                return Some(format!(
+                    "{} has licence {:?}",
+                    package.name, package.license
+                ));
             }
             None
         })
@@ -107,52 +125,75 @@ fn sources_and_licences(metadata: &Metadata) -> Vec<String> {
 
 /// An `OR` needs one allowed side; an `AND` needs all.
 fn licence_allowed(package: &Package) -> bool {
-    let Some(expression) = &package.license else { return false };
+    let Some(expression) = &package.license else {
+        return false;
+    };
     let plain = expression.replace(['(', ')'], " ").replace('/', " OR ");
     plain.split(" OR ").any(|side| {
-        side.split(" AND ").all(|licence| LICENCES.contains(&licence.trim()))
+        side.split(" AND ")
+            .all(|licence| LICENCES.contains(&licence.trim()))
     })
 }
 
 fn doubles(metadata: &Metadata) -> Vec<String> {
     let mut versions: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
     for package in &metadata.packages {
-        versions.entry(package.name.as_str()).or_default().insert(package.version.to_string());
+        versions
+            .entry(package.name.as_str())
+            .or_default()
+            .insert(package.version.to_string());
     }
     let doubled = |name: &str| versions.get(name).is_some_and(|found| found.len() > 1);
-    let new = versions.iter().filter(|(name, found)| found.len() > 1 && !DOUBLED.contains(name));
-    let mut faults: Vec<String> =
-        new.map(|(name, found)| format!("{name} stands in several versions: {found:?}")).collect();
+    let new = versions
+        .iter()
+        .filter(|(name, found)| found.len() > 1 && !DOUBLED.contains(name));
+    let mut faults: Vec<String> = new
+        .map(|(name, found)| format!("{name} stands in several versions: {found:?}"))
+        .collect();
     let gone = DOUBLED.iter().filter(|name| !doubled(name));
     faults.extend(gone.map(|name| format!("{name} is doubled no more: drop it from DOUBLED")));
     faults
 }
 
 fn agent_size(metadata: &Metadata) -> Vec<String> {
-    let Some(resolve) = &metadata.resolve else { return vec!["no dependency graph".into()] };
+    let Some(resolve) = &metadata.resolve else {
+        return vec!["no dependency graph".into()];
+    };
     let names: BTreeMap<_, _> = metadata.packages.iter().map(|p| (&p.id, p)).collect();
-    let mut queue: Vec<_> =
-        metadata.packages.iter().filter(|p| p.name.as_str() == "hull-agent").map(|p| &p.id).collect();
+    let mut queue: Vec<_> = metadata
+        .packages
+        .iter()
+        .filter(|p| p.name.as_str() == "hull-agent")
+        .map(|p| &p.id)
+        .collect();
     let mut seen = BTreeSet::new();
     while let Some(id) = queue.pop() {
         if !seen.insert(id) {
             continue;
         }
-        let Some(node) = resolve.nodes.iter().find(|node| &node.id == id) else { continue };
+        let Some(node) = resolve.nodes.iter().find(|node| &node.id == id) else {
+            continue;
+        };
         let normal = node.deps.iter().filter(|dep| {
-            dep.dep_kinds.iter().any(|kind| kind.kind == cargo_metadata::DependencyKind::Normal)
+            dep.dep_kinds
+                .iter()
+                .any(|kind| kind.kind == cargo_metadata::DependencyKind::Normal)
         });
         let linked = normal.filter(|dep| !names.get(&dep.pkg).is_some_and(|p| is_macro(p)));
         queue.extend(linked.map(|dep| &dep.pkg));
     }
     if seen.len() > AGENT_CRATES {
-        return vec![format!("hull-agent is made of {} crates, over {AGENT_CRATES}", seen.len())];
+        return vec![format!(
+            "hull-agent is made of {} crates, over {AGENT_CRATES}",
+            seen.len()
+        )];
     }
     Vec::new()
 }
 
 fn is_macro(package: &Package) -> bool {
-    package.targets.iter().any(|target| {
-        target.kind.iter().any(|kind| *kind == cargo_metadata::TargetKind::ProcMacro)
-    })
+    package
+        .targets
+        .iter()
+        .any(|target| target.kind.contains(&cargo_metadata::TargetKind::ProcMacro))
 }

@@ -8,9 +8,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+type Check = fn() -> Result<()>;
+
 /// Runs every check and reports all that fail, not only the first.
 pub(crate) fn run() -> Result<()> {
-    let checks: [(&str, fn() -> Result<()>); 4] = [
+    let checks: [(&str, Check); 4] = [
         ("format", format),
         ("house rules", house::check),
         ("dependency policy", dependencies::check),
@@ -36,11 +38,23 @@ fn format() -> Result<()> {
 }
 
 fn clippy() -> Result<()> {
-    cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"])
+    cargo(&[
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--locked",
+        "--quiet",
+        "--",
+        "-D",
+        "warnings",
+    ])
 }
 
 fn cargo(args: &[&str]) -> Result<()> {
-    let status = Command::new(env!("CARGO")).args(args).status().context("cannot run cargo")?;
+    let status = Command::new(env!("CARGO"))
+        .args(args)
+        .status()
+        .context("cannot run cargo")?;
     if !status.success() {
         bail!("cargo {} ended with {status}", args[0]);
     }
