@@ -19,7 +19,7 @@ const MODULES: [&str; 11] = [
     "virtio_net",
     "kvm_amd",
     "tun",
-    "fuse",
+    "virtiofs",
     "loop",
     "vhost_vsock",
     "vsock_loopback",

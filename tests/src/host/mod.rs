@@ -22,7 +22,7 @@ mod image;
 mod initramfs;
 mod kernel;
 mod machine;
-mod packages;
+pub mod packages;
 mod qemu;
 mod report;
 pub mod wire;
@@ -150,6 +150,7 @@ impl Host {
             env: env::vars().filter(|(key, _)| is_passed(key)).collect(),
             cwd: env::current_dir().unwrap_or_else(|_| self.workspace.clone()),
             live: live_directories(&self.workspace),
+            packages: packages::epoch(),
             terminal: None,
         }
     }

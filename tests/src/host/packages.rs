@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, Result, bail};
 
@@ -25,7 +26,21 @@ const NEEDED: [(&str, &str); 6] = [
 /// # Errors
 /// When a package is missing and can't be installed.
 pub(super) fn ensure_needed(report: &Report) -> Result<()> {
-    let missing: Vec<&str> = NEEDED
+    ensure(&NEEDED, report)?;
+    // Since Debian 13 it doesn't come with QEMU.
+    match find_file_server() {
+        Some(_) => Ok(()),
+        None => ensure(&[("/usr/libexec/virtiofsd", "virtiofsd")], report),
+    }
+}
+
+/// Installs the packages (second) of the programs (first) that this machine lacks, saying so. A
+/// first word with a slash is a file to look for rather than a program.
+///
+/// # Errors
+/// When a package is missing and can't be installed.
+pub fn ensure(needed: &[(&str, &str)], report: &Report) -> Result<()> {
+    let missing: Vec<&str> = needed
         .iter()
         .filter(|(program, _)| find(program).is_none())
         .map(|(_, package)| *package)
@@ -34,16 +49,16 @@ pub(super) fn ensure_needed(report: &Report) -> Result<()> {
         return Ok(());
     }
     report.step(&format!("installing {}", missing.join(" ")));
-    let install = || {
+    let attempt = || {
         let mut arguments = vec!["install", "-y", "--no-install-recommends"];
-        arguments.extend(&missing);
+        arguments.extend_from_slice(&missing);
         run(&mut apt_get(&arguments))
     };
-    if install().is_err() {
+    if attempt().is_err() {
         update(report)?;
-        install()?;
+        attempt()?;
     }
-    for (program, package) in NEEDED {
+    for (program, package) in needed {
         if find(program).is_none() {
             bail!("{program} is still missing with the package {package} installed");
         }
@@ -81,6 +96,23 @@ pub(super) fn find(program: &str) -> Option<PathBuf> {
         .chain(["/usr/sbin", "/sbin", "/usr/bin"].map(PathBuf::from))
         .map(|directory| directory.join(program))
         .find(|candidate| candidate.is_file())
+}
+
+/// The virtio-fs server, outside of every `PATH`.
+pub(super) fn find_file_server() -> Option<PathBuf> {
+    ["/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd"]
+        .map(PathBuf::from)
+        .into_iter()
+        .find(|candidate| candidate.is_file())
+}
+
+/// Changes whenever a package is installed or removed.
+pub(super) fn epoch() -> u64 {
+    let status = std::fs::metadata("/var/lib/dpkg/status").and_then(|data| data.modified());
+    let since = status
+        .ok()
+        .and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    since.map_or(0, |time| time.as_secs())
 }
 
 /// Runs a tool quietly; its last words are the error.

@@ -9,9 +9,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
-use super::wire::PORT;
+use super::packages;
+use super::wire::{LIVE_SOCKET, LIVE_TAG, PORT};
 
 /// The program.
 pub(super) const PROGRAM: &str = "qemu-system-x86_64";
@@ -52,10 +53,15 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
         shape.port
     );
     let control = format!("unix:{CONTROL_SOCKET},server=on,wait=off");
+    let live = format!("socket,id=live,path={LIVE_SOCKET}");
+    let live_device = format!("vhost-user-fs-pci,chardev=live,tag={LIVE_TAG},queue-size=1024");
+    // The file server reads and writes the machine's memory.
+    let shared = format!("memory-backend-memfd,id=memory,size={memory},share=on");
     let command_line = kernel_command_line();
     for (option, value) in [
         ("-name", "hull-host"),
-        ("-machine", "q35"),
+        ("-machine", "q35,memory-backend=memory"),
+        ("-object", &shared),
         ("-cpu", processor),
         ("-smp", processors),
         ("-m", &memory),
@@ -71,11 +77,8 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
             "local,id=outer,path=/,security_model=none,multidevs=remap,readonly=on",
         ),
         ("-device", "virtio-9p-pci,fsdev=outer,mount_tag=outer"),
-        (
-            "-fsdev",
-            "local,id=live,path=/,security_model=none,multidevs=remap",
-        ),
-        ("-device", "virtio-9p-pci,fsdev=live,mount_tag=live"),
+        ("-chardev", &live),
+        ("-device", &live_device),
         ("-netdev", &forward),
         ("-device", "virtio-net-pci,netdev=control,romfile="),
         ("-display", "none"),
@@ -84,6 +87,45 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
     }
     arguments.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
     arguments
+}
+
+/// The server of live directories, on the socket that is its stdin. Nothing is remembered but
+/// pages, and these as long as the file hasn't changed.
+///
+/// # Errors
+/// When it isn't installed, or this process may not show all files.
+pub(super) fn file_server() -> Result<Vec<String>> {
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "the emulated KVM host shows this machine's files as they are: run it as root"
+    );
+    let program = packages::find_file_server().context("virtiofsd isn't installed")?;
+    // Debian 12 has the one in C, beside QEMU's other programs.
+    let options: &[&str] = if program.starts_with("/usr/lib/qemu") {
+        &[
+            "-f",
+            "-o",
+            "source=/",
+            "-o",
+            "cache=auto",
+            "-o",
+            "timeout=0",
+            "-o",
+            "sandbox=chroot",
+            "-o",
+            "log_level=err",
+        ]
+    } else {
+        &[
+            "--shared-dir=/",
+            "--cache=never",
+            "--sandbox=chroot",
+            "--log-level=error",
+        ]
+    };
+    let mut command = vec![program.display().to_string(), "--fd=0".to_owned()];
+    command.extend(options.iter().map(|&option| option.to_owned()));
+    Ok(command)
 }
 
 fn kernel_command_line() -> String {

@@ -19,6 +19,12 @@ pub const STDIN_WINDOW: usize = 256 * 1024;
 /// TCP port on which the machine's init listens.
 pub const PORT: u16 = 7000;
 
+/// The tag of the live directories' file system.
+pub const LIVE_TAG: &str = "live";
+
+/// The file server's socket, in the machine's own directory.
+pub const LIVE_SOCKET: &str = "live.sock";
+
 /// What the caller says first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Open {
@@ -32,6 +38,9 @@ pub struct Open {
     pub cwd: PathBuf,
     /// Outer directories to be seen as they are now, writable, at the same path.
     pub live: Vec<PathBuf>,
+    /// Changes when the outer machine's packages do: what the machine remembers of the rest of
+    /// the outer root is then dropped.
+    pub packages: u64,
     /// Rows and columns of the terminal to give it, or none.
     pub terminal: Option<(u16, u16)>,
 }

@@ -5,18 +5,21 @@
 //!
 //! A live directory is bound from that mount over the overlay, at its own path: an overlay
 //! remembers names of its lower layer, so a file rebuilt outside would be seen late or never.
+//! The mount is virtio-fs, whose names are asked for anew each time; 9p answers with the old
+//! file as long as some process in the machine runs it.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use hull_tests::host::wire::Boot;
+use hull_tests::host::wire::{Boot, LIVE_TAG};
 use rustix::fs::CWD;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount, mount_change,
@@ -34,6 +37,7 @@ const OUTER: &str = "/run/hull-host/outer";
 pub(crate) struct Live {
     wanted: Sender<PathBuf>,
     trees: Mutex<(Receiver<Result<OwnedFd>>, BTreeSet<PathBuf>)>,
+    packages: AtomicU64,
 }
 
 /// Serves commands for the machine's life.
@@ -86,7 +90,16 @@ impl Live {
         Ok(Self {
             wanted,
             trees: Mutex::new((trees, BTreeSet::new())),
+            packages: AtomicU64::new(0),
         })
+    }
+
+    /// Forgets which names the outer root had, after its packages have changed.
+    pub(crate) fn refresh(&self, packages: u64) {
+        if self.packages.swap(packages, Ordering::AcqRel) != packages {
+            // 2: names and inodes that nothing uses (Documentation/admin-guide/sysctl/vm.rst).
+            let _dropped = fs::write("/proc/sys/vm/drop_caches", "2");
+        }
     }
 
     /// Shows an outer directory at its own path, once.
@@ -123,8 +136,7 @@ fn hide_outer() -> Result<()> {
         "/",
         MountPropagationFlags::REC | MountPropagationFlags::PRIVATE,
     )?;
-    let options = c"trans=virtio,version=9p2000.L,msize=512000,cache=mmap,access=any";
-    mount("live", OUTER, "9p", MountFlags::empty(), options).context("mount the outer machine")
+    mount(LIVE_TAG, OUTER, "virtiofs", MountFlags::empty(), None).context("mount the outer machine")
 }
 
 /// A detached copy of a directory of the outer machine.

@@ -73,6 +73,7 @@ fn send(writer: &Writer, message: &Message) -> io::Result<()> {
 
 fn start(open: &Open, live: &Live) -> Result<Started, (u8, anyhow::Error)> {
     let refuse = |error| (125, error);
+    live.refresh(open.packages);
     for directory in &open.live {
         live.show(directory).map_err(refuse)?;
     }
