@@ -5,8 +5,15 @@
 //! RAM, `virtio` reads what guests write. Nothing in here knows what a
 //! container or an image is, and nothing in here opens a path.
 
+pub mod boot;
+pub mod bus;
+pub mod device;
+pub mod kvm;
+pub mod machine;
 pub mod memory;
+pub mod outcome;
 pub mod spec;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod vcpu;
 pub mod virtio;

@@ -1,8 +1,202 @@
 //! Guest memory: the layout of RAM around the MMIO gap, and the mappings behind it.
+//!
+//! Nothing here touches a page: RAM is mapped lazily and without a
+//! reservation, so a machine costs the host what its guest has touched.
+//!
+//! ```text
+//! 0 ──────── 3 GiB ░░░ gap: virtio-mmio, I/O APIC, local APIC ░░░ 4 GiB ────────
+//!   low RAM                                                        high RAM
+//! ```
 
+use std::fs::File;
+use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
-use vm_memory::GuestMemoryMmap;
+use rustix::fs::{MemfdFlags, SealFlags};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+
+use crate::spec::{MemoryBacking, MemorySpec};
 
 /// Guest RAM as devices see it: shared, cheap to clone, every access checked.
 pub type GuestRam = Arc<GuestMemoryMmap>;
+
+/// Where low RAM ends and the MMIO gap begins.
+pub const GAP_START: u64 = 3 << 30;
+/// Where the MMIO gap ends and high RAM begins.
+pub const GAP_END: u64 = 4 << 30;
+
+/// Why guest memory can't be had.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The host won't map that much.
+    #[error("cannot map {size_bytes} bytes of guest memory at {address:#x}")]
+    Map {
+        /// Size of the mapping.
+        size_bytes: u64,
+        /// Guest-physical address of its start.
+        address: u64,
+        /// What `mmap(2)` says.
+        #[source]
+        source: vm_memory::mmap::MmapRegionError,
+    },
+    /// A memory file can't be made or sized.
+    #[error("cannot make a memory file of {size_bytes} bytes")]
+    File {
+        /// Its size.
+        size_bytes: u64,
+        /// What the host says.
+        #[source]
+        source: io::Error,
+    },
+    /// A template was asked for, but none given, or one of another size.
+    #[error("template memory of {wanted} bytes is needed, {given} bytes were given")]
+    Template {
+        /// Size in the spec.
+        wanted: u64,
+        /// Size of the file given; 0 when there is none.
+        given: u64,
+    },
+    /// The pieces don't make an address space: a bug in the layout.
+    #[error("cannot lay guest memory out")]
+    Layout(#[source] vm_memory::GuestRegionCollectionError),
+}
+
+/// Guest RAM of `size_bytes` as ranges of guest-physical addresses, lowest first.
+#[must_use]
+pub fn ram_ranges(size_bytes: u64) -> Vec<Range<u64>> {
+    let low = 0..size_bytes.min(GAP_START);
+    let high = GAP_END..GAP_END + (size_bytes - low.end);
+    [low, high]
+        .into_iter()
+        .filter(|range| !range.is_empty())
+        .collect()
+}
+
+/// Maps guest RAM. With [`MemoryBacking::Template`], `file` holds the template's memory;
+/// with [`MemoryBacking::Shared`], the memory file made is returned beside it.
+///
+/// # Errors
+/// [`MemoryError`] when the host refuses, or the template doesn't fit.
+pub fn map_ram(
+    spec: &MemorySpec,
+    file: Option<File>,
+) -> Result<(GuestRam, Option<Arc<File>>), MemoryError> {
+    let size_bytes = spec.size_bytes;
+    let file = match spec.backing {
+        MemoryBacking::Anonymous => None,
+        MemoryBacking::Shared => Some(Arc::new(memory_file(size_bytes)?)),
+        MemoryBacking::Template => Some(Arc::new(check_template(file, size_bytes)?)),
+    };
+    let shared = spec.backing == MemoryBacking::Shared;
+    let mut offset = 0;
+    let mut regions = Vec::with_capacity(2);
+    for range in ram_ranges(size_bytes) {
+        let length = range.end - range.start;
+        let flags = match (&file, shared) {
+            (None, _) => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            (Some(_), true) => libc::MAP_SHARED,
+            (Some(_), false) => libc::MAP_PRIVATE,
+        };
+        let refused = |source| MemoryError::Map {
+            size_bytes: length,
+            address: range.start,
+            source,
+        };
+        let mut mapping = MmapRegionBuilder::new(usize::try_from(length).unwrap_or(usize::MAX))
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(flags | libc::MAP_NORESERVE);
+        if let Some(file) = &file {
+            mapping = mapping.with_file_offset(FileOffset::from_arc(Arc::clone(file), offset));
+        }
+        let mapping = mapping.build().map_err(refused)?;
+        let region = GuestRegionMmap::new(mapping, GuestAddress(range.start)).ok_or(
+            MemoryError::Layout(vm_memory::GuestRegionCollectionError::NoMemoryRegion),
+        )?;
+        regions.push(region);
+        offset += length;
+    }
+    let memory = GuestMemoryMmap::from_regions(regions).map_err(MemoryError::Layout)?;
+    Ok((Arc::new(memory), file.filter(|_| shared)))
+}
+
+fn memory_file(size_bytes: u64) -> Result<File, MemoryError> {
+    let make = || -> io::Result<File> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = File::from(rustix::fs::memfd_create("hull-guest-memory", flags)?);
+        file.set_len(size_bytes)?;
+        rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)?;
+        Ok(file)
+    };
+    make().map_err(|source| MemoryError::File { size_bytes, source })
+}
+
+fn check_template(file: Option<File>, wanted: u64) -> Result<File, MemoryError> {
+    let given = file
+        .as_ref()
+        .and_then(|f| f.metadata().ok())
+        .map_or(0, |m| m.len());
+    file.filter(|_| given == wanted)
+        .ok_or(MemoryError::Template { wanted, given })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use vm_memory::{Bytes, GuestMemory, GuestMemoryRegion};
+
+    use super::*;
+
+    fn spec(size_bytes: u64, backing: MemoryBacking) -> MemorySpec {
+        MemorySpec {
+            size_bytes,
+            backing,
+        }
+    }
+
+    #[test]
+    fn ram_goes_around_the_gap() {
+        let one = |range: Range<u64>| vec![range];
+        assert_eq!(ram_ranges(1 << 30), one(0..1 << 30));
+        assert_eq!(ram_ranges(3 << 30), one(0..3 << 30));
+        assert_eq!(ram_ranges(40 << 30), vec![0..3 << 30, 4 << 30..41 << 30]);
+        let (memory, file) = map_ram(&spec(40 << 30, MemoryBacking::Anonymous), None).unwrap();
+        assert!(file.is_none());
+        assert_eq!(memory.iter().map(|r| r.len()).sum::<u64>(), 40 << 30);
+        assert!(!memory.address_in_range(GuestAddress(GAP_START)));
+        memory
+            .write_obj(7u32, GuestAddress((41 << 30) - 4))
+            .unwrap();
+    }
+
+    #[test]
+    fn a_template_is_copied_on_write() {
+        let size = 32 << 20;
+        let mut template = tempfile::tempfile().unwrap();
+        template.write_all(b"template").unwrap();
+        template.set_len(size).unwrap();
+        let given = template.try_clone().unwrap();
+        let (memory, _) = map_ram(&spec(size, MemoryBacking::Template), Some(given)).unwrap();
+        memory.write_obj(b'T', GuestAddress(0)).unwrap();
+        let mut bytes = [0; 8];
+        memory.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+        assert_eq!(&bytes, b"Template");
+        let mut now = [0; 8];
+        std::os::unix::fs::FileExt::read_exact_at(&template, &mut now, 0).unwrap();
+        assert_eq!(&now, b"template");
+        let other = map_ram(&spec(size * 2, MemoryBacking::Template), Some(template));
+        assert!(matches!(other, Err(MemoryError::Template { given, .. }) if given == size));
+        assert!(map_ram(&spec(size, MemoryBacking::Template), None).is_err());
+    }
+
+    #[test]
+    fn shared_memory_is_in_its_file() {
+        let (memory, file) = map_ram(&spec(32 << 20, MemoryBacking::Shared), None).unwrap();
+        memory.write_obj(*b"here", GuestAddress(4096)).unwrap();
+        let mut now = [0; 4];
+        std::os::unix::fs::FileExt::read_exact_at(&*file.unwrap(), &mut now, 4096).unwrap();
+        assert_eq!(&now, b"here");
+    }
+}

@@ -14,7 +14,7 @@ pub const MAX_MEMORY_BYTES: u64 = 1 << 40;
 /// Linux's limit on x86-64 (`COMMAND_LINE_SIZE`), the closing zero included.
 pub const MAX_CMDLINE_BYTES: usize = 2048;
 /// The room that `Machine::build` keeps for what it appends.
-pub const CMDLINE_RESERVE_BYTES: usize = 512;
+pub const CMDLINE_RESERVE_BYTES: usize = 768;
 /// The longest tag of an fs device (virtio 1.3 §5.11.4).
 pub const MAX_FS_TAG_BYTES: usize = 36;
 /// The longest serial of a block device (virtio 1.3 §5.2.6).

@@ -3,6 +3,12 @@
 //! Everything under here reads bytes that a guest wrote: nothing panics on
 //! them, allocates by them without a cap, or trusts a length.
 
+pub mod block;
+pub mod console;
 pub mod device;
+pub mod fs;
 pub mod queue;
+pub mod rng;
+pub mod transport;
 pub mod vsock;
+pub mod worker;

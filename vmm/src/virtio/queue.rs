@@ -163,6 +163,12 @@ impl Queue {
         }
     }
 
+    /// The next entry of the ring to take: it moves with every chain popped.
+    #[must_use]
+    pub fn position(&self) -> u16 {
+        self.ring.next_avail()
+    }
+
     /// Whether the driver has enabled it.
     #[must_use]
     pub fn ready(&self) -> bool {
@@ -396,6 +402,22 @@ impl Chain {
         self.descriptors.clone()
     }
 
+    /// Where `length` readable bytes from `offset` lie, piece by piece.
+    ///
+    /// # Errors
+    /// [`QueueError::Short`] when there are fewer.
+    pub fn readable_spans(&self, offset: usize, length: usize) -> Result<Spans, QueueError> {
+        spans(self.readable(), offset, length)
+    }
+
+    /// Where `length` writable bytes from `offset` lie, piece by piece.
+    ///
+    /// # Errors
+    /// [`QueueError::Short`] when there are fewer.
+    pub fn writable_spans(&self, offset: usize, length: usize) -> Result<Spans, QueueError> {
+        spans(self.writable(), offset, length)
+    }
+
     /// Fills `data` from `offset` of the readable bytes.
     ///
     /// # Errors
@@ -464,12 +486,11 @@ impl Chain {
     }
 }
 
-/// The guest-physical spans that make up `length` bytes from `offset` of `buffers`.
-fn spans(
-    buffers: &[Buffer],
-    offset: usize,
-    length: usize,
-) -> Result<impl Iterator<Item = (GuestAddress, usize)> + '_, QueueError> {
+/// Pieces of guest RAM: where each starts and how many bytes it has.
+pub type Spans = Vec<(GuestAddress, usize)>;
+
+/// The spans that make up `length` bytes from `offset` of `buffers`.
+fn spans(buffers: &[Buffer], offset: usize, length: usize) -> Result<Spans, QueueError> {
     let have = buffers.iter().map(|b| b.length as usize).sum();
     if offset.checked_add(length).is_none_or(|end| end > have) {
         return Err(QueueError::Short {
@@ -478,14 +499,17 @@ fn spans(
             have,
         });
     }
-    let mut skip = offset;
-    let mut left = length;
-    Ok(buffers.iter().filter_map(move |buffer| {
+    let (mut skip, mut left) = (offset, length);
+    let mut spans = Vec::with_capacity(buffers.len());
+    for buffer in buffers {
         let size = buffer.length as usize;
         let start = skip.min(size);
         skip -= start;
         let count = left.min(size - start);
         left -= count;
-        (count > 0).then(|| (buffer.address.unchecked_add(start as u64), count))
-    }))
+        if count > 0 {
+            spans.push((buffer.address.unchecked_add(start as u64), count));
+        }
+    }
+    Ok(spans)
 }

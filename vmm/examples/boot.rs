@@ -1,0 +1,129 @@
+//! Boots a kernel with a console on standard output: how one tries the machine by hand.
+//!
+//!     boot KERNEL [--initrd FILE] [--memory MIB] [--vcpus N] [--disk FILE]... [--serial]
+//!          [--cmdline TEXT] [--seconds N]
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use hull_vmm::machine::{Host, Machine};
+use hull_vmm::spec::{BlockSpec, DeviceSpec, MemoryBacking, MemorySpec, VmSpec, VsockSpec};
+
+struct Wanted {
+    kernel: String,
+    initrd: Option<String>,
+    memory_mib: u64,
+    vcpus: u8,
+    disks: Vec<String>,
+    serial: bool,
+    cmdline: String,
+    seconds: u64,
+}
+
+fn parse() -> Result<Wanted, String> {
+    let mut wanted = Wanted {
+        kernel: String::new(),
+        initrd: None,
+        memory_mib: 256,
+        vcpus: 1,
+        disks: Vec::new(),
+        serial: false,
+        cmdline: "console=hvc0 reboot=k panic=-1".to_owned(),
+        seconds: 0,
+    };
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let mut value = || {
+            arguments
+                .next()
+                .ok_or_else(|| format!("{argument} needs a value"))
+        };
+        let number = |text: String| text.parse::<u64>().map_err(|error| error.to_string());
+        match argument.as_str() {
+            "--initrd" => wanted.initrd = Some(value()?),
+            "--memory" => wanted.memory_mib = number(value()?)?,
+            "--vcpus" => wanted.vcpus = u8::try_from(number(value()?)?).unwrap_or(u8::MAX),
+            "--disk" => wanted.disks.push(value()?),
+            "--cmdline" => wanted.cmdline = value()?,
+            "--seconds" => wanted.seconds = number(value()?)?,
+            "--serial" => wanted.serial = true,
+            _ => wanted.kernel = argument,
+        }
+    }
+    if wanted.kernel.is_empty() {
+        return Err("usage: boot KERNEL [--initrd FILE] [--memory MIB] [--vcpus N] …".to_owned());
+    }
+    Ok(wanted)
+}
+
+fn open(path: &str) -> Result<File, String> {
+    File::open(path).map_err(|error| format!("cannot open {path}: {error}"))
+}
+
+fn run(wanted: Wanted) -> Result<(), Box<dyn std::error::Error>> {
+    let mut devices = vec![
+        DeviceSpec::Vsock(VsockSpec { guest_cid: 3 }),
+        DeviceSpec::Console,
+    ];
+    let mut blocks = Vec::new();
+    for path in &wanted.disks {
+        devices.push(DeviceSpec::Block(BlockSpec {
+            read_only: false,
+            serial: String::new(),
+        }));
+        blocks.push(File::options().read(true).write(true).open(path)?);
+    }
+    devices.push(DeviceSpec::Rng);
+    let spec = VmSpec {
+        vcpus: wanted.vcpus,
+        memory: MemorySpec {
+            size_bytes: wanted.memory_mib << 20,
+            backing: MemoryBacking::Anonymous,
+        },
+        kernel_cmdline: wanted.cmdline,
+        devices,
+        debug_serial: wanted.serial,
+    };
+    let kvm = File::options().read(true).write(true).open("/dev/kvm")?;
+    let host = Host {
+        kvm: kvm.into(),
+        kernel: open(&wanted.kernel)?,
+        initrd: wanted.initrd.as_deref().map(open).transpose()?,
+        memory: None,
+        console: Box::new(io::stdout()),
+        console_input: None,
+        blocks,
+        vsock_ports: BTreeMap::new(),
+    };
+    let mut machine = Machine::build(spec.validate()?, host)?;
+    machine.start()?;
+    let exit = if wanted.seconds > 0 {
+        let limit = Duration::from_secs(wanted.seconds);
+        machine.wait_for(limit)
+    } else {
+        Some(machine.wait())
+    };
+    machine.stop();
+    match exit {
+        Some(exit) => eprintln!("machine ended: {exit}"),
+        None => eprintln!("machine stopped after {} s", wanted.seconds),
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let result = parse().map_err(Into::into).and_then(run);
+    let Err(error) = result else {
+        return ExitCode::SUCCESS;
+    };
+    eprintln!("boot: {error}");
+    let mut source = error.source();
+    while let Some(error) = source {
+        eprintln!("  because: {error}");
+        source = error.source();
+    }
+    ExitCode::FAILURE
+}

@@ -1,0 +1,149 @@
+//! KVM: the only room with its ioctls.
+//!
+//! [`Vm`] is the virtual machine's descriptor with its interrupt chip and its
+//! memory slots; [`vcpu::Vcpu`] one processor, data in and data out;
+//! [`cpuid`] decides, as a pure function, what processor the guest sees.
+#![expect(
+    unsafe_code,
+    reason = "memory slots and borrowed descriptors handed to KVM"
+)]
+
+pub mod cpuid;
+pub mod vcpu;
+
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::Arc;
+
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
+use vm_memory::{Address, GuestMemory, GuestMemoryRegion, MemoryRegionAddress};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::memory::GuestRam;
+
+/// The version of KVM's interface, the same since 2007.
+const API_VERSION: i32 = 12;
+/// Three pages below 4 GiB that Intel's virtualisation keeps for itself (`KVM_SET_TSS_ADDR`).
+const TSS_ADDRESS: usize = 0xfffb_d000;
+
+/// What KVM refused.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmError {
+    /// A call failed.
+    #[error("cannot {what}")]
+    Call {
+        /// What was tried, as in "create a vCPU".
+        what: &'static str,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
+    /// The descriptor isn't /dev/kvm, or an unknown one.
+    #[error("the KVM descriptor speaks version {0} of the interface, {API_VERSION} is needed")]
+    Version(i32),
+    /// The CPUID table has more leaves than KVM takes.
+    #[error("the processor has too many CPUID leaves")]
+    Cpuid,
+}
+
+/// Turns an error of KVM's into ours; for `map_err`.
+fn refused(what: &'static str) -> impl FnOnce(vmm_sys_util::errno::Error) -> KvmError {
+    move |error| KvmError::Call {
+        what,
+        source: error.into(),
+    }
+}
+
+/// A virtual machine in KVM, its guest RAM mapped in.
+pub struct Vm {
+    fd: VmFd,
+    kvm: Kvm,
+    /// Keeps the memory mapped for as long as the slots point at it.
+    _memory: GuestRam,
+}
+
+impl Vm {
+    /// Creates a VM with an interrupt chip and `memory`, from an open /dev/kvm.
+    ///
+    /// # Errors
+    /// [`KvmError`] naming the call that failed.
+    pub fn new(kvm: OwnedFd, memory: &GuestRam) -> Result<Self, KvmError> {
+        // SAFETY: the descriptor was owned by `kvm` and is handed over; if it isn't /dev/kvm,
+        // the calls on it fail.
+        let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
+        let version = kvm.get_api_version();
+        if version != API_VERSION {
+            return Err(KvmError::Version(version));
+        }
+        let fd = kvm.create_vm().map_err(refused("create a VM"))?;
+        fd.set_tss_address(TSS_ADDRESS)
+            .map_err(refused("set the TSS address"))?;
+        fd.create_irq_chip()
+            .map_err(refused("create the interrupt chip"))?;
+        let vm = Self {
+            fd,
+            kvm,
+            _memory: Arc::clone(memory),
+        };
+        for (slot, region) in memory.iter().enumerate() {
+            let host = region
+                .get_host_address(MemoryRegionAddress(0))
+                .map_err(|error| KvmError::Call {
+                    what: "find guest memory's address",
+                    source: io::Error::other(error),
+                })?;
+            let region = kvm_userspace_memory_region {
+                slot: u32::try_from(slot).unwrap_or(u32::MAX),
+                flags: 0,
+                guest_phys_addr: region.start_addr().raw_value(),
+                memory_size: region.len(),
+                userspace_addr: host as u64,
+            };
+            // SAFETY: the range is one mapping of `memory`, which `vm` keeps alive for as
+            // long as its VM exists; regions of a GuestMemoryMmap don't overlap.
+            unsafe { vm.fd.set_user_memory_region(region) }
+                .map_err(refused("register guest memory"))?;
+        }
+        Ok(vm)
+    }
+
+    /// What this host's KVM can show a guest of a processor.
+    ///
+    /// # Errors
+    /// When KVM won't tell.
+    pub fn supported_cpuid(&self) -> Result<CpuId, KvmError> {
+        self.kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(refused("ask for the supported CPUID"))
+    }
+
+    /// Raises line `gsi` whenever the eventfd `fd` is written: no exit, no thread.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn irqfd(&self, fd: BorrowedFd<'_>, gsi: u32) -> Result<(), KvmError> {
+        self.fd
+            .register_irqfd(&as_eventfd(fd), gsi)
+            .map_err(refused("connect an interrupt line"))
+    }
+
+    /// Counts the eventfd `fd` up whenever the guest writes the 32-bit `value` at
+    /// `address`, without an exit to us.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn ioeventfd(&self, fd: BorrowedFd<'_>, address: u64, value: u32) -> Result<(), KvmError> {
+        self.fd
+            .register_ioevent(&as_eventfd(fd), &IoEventAddress::Mmio(address), value)
+            .map_err(refused("connect a doorbell"))
+    }
+}
+
+/// KVM's crate wants its own type of eventfd; this lends it ours.
+fn as_eventfd(fd: BorrowedFd<'_>) -> ManuallyDrop<EventFd> {
+    // SAFETY: the descriptor is open while borrowed, the caller doesn't outlive the borrow
+    // (the value stays within one expression), and ManuallyDrop never closes it.
+    ManuallyDrop::new(unsafe { EventFd::from_raw_fd(fd.as_raw_fd()) })
+}

@@ -1,0 +1,408 @@
+//! The machine: one assembly path from a checked spec, and the life of what it builds.
+//!
+//! [`Machine::build`] is the only place that puts devices, memory and vCPUs
+//! together; a restore is the same build with state applied. Everything from
+//! the host comes in as an open descriptor ([`Host`]): the caller opens, jails
+//! itself, and only then builds and runs.
+//!
+//! ```text
+//!  build ─► stopped ─start─► running ◄─resume/pause─► paused
+//!                               │ stop, or the guest's own end
+//!                               └─► over (wait tells the first cause)
+//! ```
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::boot::{self, BootError, Image};
+use crate::bus::{Bus, Sink, address_of, line_of};
+use crate::kvm::vcpu::Vcpu;
+use crate::kvm::{KvmError, Vm};
+use crate::memory::{self, GuestRam, MemoryError};
+use crate::outcome::{Outcome, VmExit};
+use crate::spec::{Checked, DeviceSpec, VmSpec};
+use crate::vcpu::Vcpus;
+use crate::virtio::block::Block;
+use crate::virtio::console::Console;
+use crate::virtio::device::DynDevice;
+use crate::virtio::rng::Rng;
+use crate::virtio::transport::{Board, QUEUE_NOTIFY, Slot};
+use crate::virtio::vsock::{Connector, Vsock};
+use crate::virtio::worker::{Poller, Worker};
+
+/// Everything of the host that a machine is made of, already open.
+pub struct Host {
+    /// /dev/kvm.
+    pub kvm: OwnedFd,
+    /// An uncompressed kernel.
+    pub kernel: File,
+    /// Its initial RAM disk.
+    pub initrd: Option<File>,
+    /// A template's memory, for [`crate::spec::MemoryBacking::Template`].
+    pub memory: Option<File>,
+    /// Where the guest's console prints; it bounds what it keeps.
+    pub console: Box<dyn Write + Send>,
+    /// Where the guest's console reads, for debugging.
+    pub console_input: Option<OwnedFd>,
+    /// The files of the block devices, in the order of the spec.
+    pub blocks: Vec<File>,
+    /// Who takes the streams that the guest opens, by port.
+    pub vsock_ports: BTreeMap<u32, Sender<UnixStream>>,
+}
+
+/// Why a machine can't be built or started.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// Guest memory.
+    #[error("cannot set guest memory up")]
+    Memory(#[from] MemoryError),
+    /// KVM.
+    #[error("cannot set the virtual machine up")]
+    Kvm(#[from] KvmError),
+    /// The kernel.
+    #[error("cannot load the kernel")]
+    Boot(#[from] BootError),
+    /// A device of the spec has nothing behind it.
+    #[error("the spec asks for a {0} device, but nothing was opened for it")]
+    NoHost(&'static str),
+    /// A device can't be made.
+    #[error("cannot make the {device} device")]
+    Device {
+        /// Which.
+        device: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A thread or a descriptor can't be had.
+    #[error("cannot {what}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Where the machine stands in its life.
+enum Life {
+    Stopped(Vec<Vcpu>),
+    Alive { vcpus: Vcpus, workers: Vec<Worker> },
+    Over,
+}
+
+/// A virtual machine.
+pub struct Machine {
+    // Dropped from here down: threads first, then what they used.
+    life: Life,
+    bus: Arc<Bus>,
+    pollers: Pollers,
+    vsock: Option<Connector>,
+    outcome: Arc<Outcome>,
+    memory_file: Option<Arc<File>>,
+    _memory: GuestRam,
+    _vm: Vm,
+}
+
+/// The workers' epolls: the file system's requests may take long, all others don't.
+struct Pollers {
+    devices: Arc<Poller>,
+    fs: Arc<Poller>,
+}
+
+/// What building devices leaves behind, beside the slots.
+#[derive(Default)]
+struct Devices {
+    slots: Vec<Arc<Slot>>,
+    vsock: Option<Connector>,
+}
+
+/// What the devices take from the host, taken one by one.
+struct Supplies {
+    sink: Sink,
+    console_input: Option<OwnedFd>,
+    blocks: std::vec::IntoIter<File>,
+    vsock_ports: BTreeMap<u32, Sender<UnixStream>>,
+}
+
+impl Machine {
+    /// Builds the machine; nothing of the guest runs yet.
+    ///
+    /// # Errors
+    /// [`BuildError`] with the chain of causes.
+    pub fn build(spec: Checked<VmSpec>, mut host: Host) -> Result<Self, BuildError> {
+        let spec = spec.into_spec();
+        let (memory, memory_file) = memory::map_ram(&spec.memory, host.memory.take())?;
+        let vm = Vm::new(host.kvm, &memory)?;
+        let no_fd = |source| BuildError::Host {
+            what: "make an event descriptor",
+            source,
+        };
+        let outcome = Arc::new(Outcome::new().map_err(no_fd)?);
+        let pollers = Pollers {
+            devices: Poller::new().map_err(no_fd)?,
+            fs: Poller::new().map_err(no_fd)?,
+        };
+        let board = Board {
+            memory: Arc::clone(&memory),
+            outcome: Arc::clone(&outcome),
+        };
+        let sink: Sink = Arc::new(Mutex::new(host.console));
+        let mut supplies = Supplies {
+            sink: Arc::clone(&sink),
+            console_input: host.console_input,
+            blocks: host.blocks.into_iter(),
+            vsock_ports: host.vsock_ports,
+        };
+        let mut devices = Devices::default();
+        for device in &spec.devices {
+            devices.add(device, &mut supplies, &board, &pollers)?;
+        }
+        connect(&vm, &devices.slots)?;
+        let supported = vm.supported_cpuid()?;
+        let vcpus = (0..spec.vcpus)
+            .map(|index| vm.create_vcpu(index, spec.vcpus, supported.as_slice()))
+            .collect::<Result<Vec<_>, _>>()?;
+        let cmdline = with_devices(&spec.kernel_cmdline, devices.slots.len());
+        let image = Image {
+            kernel: &mut host.kernel,
+            initrd: host.initrd.as_mut(),
+            cmdline: &cmdline,
+            vcpus: spec.vcpus,
+        };
+        let entry = boot::load(&memory, spec.memory.size_bytes, image)?;
+        if let Some(first) = vcpus.first() {
+            first.enter_at(&entry)?;
+        }
+        for vcpu in &vcpus {
+            vcpu.set_boot_msrs()?;
+        }
+        Ok(Self {
+            life: Life::Stopped(vcpus),
+            bus: Arc::new(Bus::new(devices.slots, spec.debug_serial.then_some(sink))),
+            pollers,
+            vsock: devices.vsock,
+            outcome,
+            memory_file,
+            _memory: memory,
+            _vm: vm,
+        })
+    }
+
+    /// Starts the threads and lets the guest run. On a machine that runs or is over, nothing.
+    ///
+    /// # Errors
+    /// When the host refuses a thread; the machine is over then.
+    pub fn start(&mut self) -> Result<(), BuildError> {
+        let Life::Stopped(vcpus) = &mut self.life else {
+            return Ok(());
+        };
+        let vcpus = std::mem::take(vcpus);
+        self.life = Life::Over;
+        let failed = |source| BuildError::Host {
+            what: "start a thread",
+            source,
+        };
+        let (fs, others): (Vec<_>, Vec<_>) = self
+            .bus
+            .slots()
+            .iter()
+            .cloned()
+            .enumerate()
+            .partition(|(_, slot)| slot.unit() == "fs");
+        let mut workers = Vec::with_capacity(2);
+        for (name, poller, slots) in [
+            ("fs", &self.pollers.fs, fs),
+            ("devices", &self.pollers.devices, others),
+        ] {
+            if !slots.is_empty() {
+                workers.push(Worker::start(name, Arc::clone(poller), slots).map_err(failed)?);
+            }
+        }
+        let vcpus = Vcpus::start(vcpus, &self.bus, &self.outcome).map_err(failed)?;
+        vcpus.resume();
+        self.life = Life::Alive { vcpus, workers };
+        Ok(())
+    }
+
+    /// Holds the guest: vCPUs first, then the devices. Returns when all stand still.
+    pub fn pause(&self) {
+        if let Life::Alive { vcpus, workers } = &self.life {
+            vcpus.pause();
+            workers.iter().for_each(Worker::pause);
+        }
+    }
+
+    /// Lets a paused guest go on.
+    pub fn resume(&self) {
+        if let Life::Alive { vcpus, workers } = &self.life {
+            workers.iter().for_each(Worker::resume);
+            vcpus.resume();
+        }
+    }
+
+    /// Ends the machine at once, whatever the guest does. Idempotent.
+    pub fn stop(&mut self) {
+        self.outcome.report(VmExit::Stopped);
+        if let Life::Alive {
+            mut vcpus,
+            mut workers,
+        } = std::mem::replace(&mut self.life, Life::Over)
+        {
+            vcpus.stop();
+            workers.iter_mut().for_each(Worker::stop);
+        }
+    }
+
+    /// Waits for the machine's end, ends what is left of it and says how it came.
+    pub fn wait(&mut self) -> VmExit {
+        let exit = self.outcome.wait();
+        self.stop();
+        exit
+    }
+
+    /// As [`Machine::wait`], but gives up after `limit`, the machine running on.
+    pub fn wait_for(&mut self, limit: Duration) -> Option<VmExit> {
+        let exit = self.outcome.wait_for(limit)?;
+        self.stop();
+        Some(exit)
+    }
+
+    /// A descriptor that is readable from the moment [`Machine::wait`] won't block.
+    #[must_use]
+    pub fn ended(&self) -> BorrowedFd<'_> {
+        self.outcome.ready()
+    }
+
+    /// The outcome, to be shared with another thread.
+    #[must_use]
+    pub fn outcome(&self) -> Arc<Outcome> {
+        Arc::clone(&self.outcome)
+    }
+
+    /// Opens a stream to `guest_port`. May be called from any thread through
+    /// [`Machine::vsock_connector`]; a guest that refuses shows as an end of file.
+    ///
+    /// # Errors
+    /// When the machine has no vsock device, or the host no descriptors.
+    pub fn vsock_connect(&self, guest_port: u32) -> io::Result<UnixStream> {
+        match &self.vsock {
+            Some(connector) => connector.connect(guest_port),
+            None => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// What opens streams into the guest, from any thread.
+    #[must_use]
+    pub fn vsock_connector(&self) -> Option<Connector> {
+        self.vsock.clone()
+    }
+
+    /// The file that holds guest memory, with [`crate::spec::MemoryBacking::Shared`].
+    #[must_use]
+    pub fn memory_file(&self) -> Option<&Arc<File>> {
+        self.memory_file.as_ref()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Devices {
+    /// Makes one device and its slot: the only place that knows all kinds.
+    fn add(
+        &mut self,
+        spec: &DeviceSpec,
+        supplies: &mut Supplies,
+        board: &Board,
+        pollers: &Pollers,
+    ) -> Result<(), BuildError> {
+        let failed = |device| move |source| BuildError::Device { device, source };
+        let device: Box<dyn DynDevice> = match spec {
+            DeviceSpec::Fs(_) => return Err(BuildError::NoHost("fs")),
+            DeviceSpec::Vsock(vsock) => {
+                let ports = std::mem::take(&mut supplies.vsock_ports);
+                let vsock = Vsock::new(vsock.guest_cid, ports).map_err(failed("vsock"))?;
+                self.vsock = Some(vsock.connector());
+                Box::new(vsock)
+            }
+            DeviceSpec::Console => Box::new(Console::new(
+                Arc::clone(&supplies.sink),
+                supplies.console_input.take(),
+            )),
+            DeviceSpec::Block(block) => {
+                let file = supplies.blocks.next().ok_or(BuildError::NoHost("block"))?;
+                let made = Block::new(file, block.read_only, &block.serial);
+                Box::new(made.map_err(failed("block"))?)
+            }
+            DeviceSpec::Rng => Box::new(Rng),
+        };
+        let unit = device.unit();
+        let poller = if unit == "fs" {
+            &pollers.fs
+        } else {
+            &pollers.devices
+        };
+        let slot = Slot::new(self.slots.len(), device, board, poller).map_err(failed(unit))?;
+        self.slots.push(Arc::new(slot));
+        Ok(())
+    }
+}
+
+/// Connects every slot's interrupt and doorbells to KVM.
+fn connect(vm: &Vm, slots: &[Arc<Slot>]) -> Result<(), KvmError> {
+    for (index, slot) in slots.iter().enumerate() {
+        if let Some(line) = line_of(index) {
+            vm.irqfd(slot.line(), line)?;
+        }
+        for (queue, doorbell) in (0u32..).zip(slot.doorbells()) {
+            use std::os::fd::AsFd;
+            vm.ioeventfd(doorbell.as_fd(), address_of(index) + QUEUE_NOTIFY, queue)?;
+        }
+    }
+    Ok(())
+}
+
+/// The command line with where the devices are (Linux `drivers/virtio/virtio_mmio.c`).
+fn with_devices(cmdline: &str, slots: usize) -> String {
+    let mut line = cmdline.to_owned();
+    for index in 0..slots {
+        if let Some(irq) = line_of(index) {
+            let space = if line.is_empty() { "" } else { " " };
+            // Writing to a String can't fail.
+            let _ = write!(
+                line,
+                "{space}virtio_mmio.device=4K@{:#x}:{irq}",
+                address_of(index)
+            );
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::{CMDLINE_RESERVE_BYTES, MAX_DEVICES};
+
+    #[test]
+    fn the_kernel_is_told_where_the_devices_are() {
+        assert_eq!(with_devices("quiet", 0), "quiet");
+        assert_eq!(
+            with_devices("quiet", 2),
+            "quiet virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6"
+        );
+        assert!(with_devices("", MAX_DEVICES).len() < CMDLINE_RESERVE_BYTES);
+    }
+}

@@ -1,0 +1,182 @@
+//! The disk against scripted queues.
+
+use std::os::unix::fs::FileExt;
+
+use super::*;
+use crate::testing::{Bench, Part, Used, persist_roundtrip};
+
+const DISK_BYTES: u64 = 1 << 20;
+
+fn disk(read_only: bool) -> Bench<Block> {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(DISK_BYTES + 100).unwrap();
+    file.write_all_at(b"first sector", 0).unwrap();
+    Bench::new(Block::new(file, read_only, "scratch").unwrap())
+}
+
+fn header(kind: u32, sector: u64) -> Part {
+    let mut bytes = kind.to_le_bytes().to_vec();
+    bytes.extend_from_slice(&[0; 4]);
+    bytes.extend_from_slice(&sector.to_le_bytes());
+    Part::Read(bytes)
+}
+
+fn ask(bench: &mut Bench<Block>, kind: u32, sector: u64, data: &[Part]) -> Used {
+    let mut parts = vec![header(kind, sector)];
+    parts.extend_from_slice(data);
+    parts.push(Part::Write(1));
+    bench.round_trip(0, &parts)
+}
+
+fn status(used: &Used) -> u8 {
+    *used.written.last().unwrap()
+}
+
+fn segment(sector: u64, count: u32, flags: u32) -> Part {
+    let mut bytes = sector.to_le_bytes().to_vec();
+    bytes.extend_from_slice(&count.to_le_bytes());
+    bytes.extend_from_slice(&flags.to_le_bytes());
+    Part::Read(bytes)
+}
+
+#[test]
+fn what_is_written_is_read_back() {
+    let mut bench = disk(false);
+    let data: Vec<u8> = (0..2048u32).map(|n| n as u8).collect();
+    let (one, two) = data.split_at(700);
+    let parts = [Part::Read(one.to_vec()), Part::Read(two.to_vec())];
+    assert_eq!(status(&ask(&mut bench, REQUEST_OUT, 3, &parts)), STATUS_OK);
+    assert_eq!(status(&ask(&mut bench, REQUEST_FLUSH, 0, &[])), STATUS_OK);
+    let used = ask(
+        &mut bench,
+        REQUEST_IN,
+        3,
+        &[Part::Write(1000), Part::Write(1048)],
+    );
+    assert_eq!(used.length, 2049);
+    assert_eq!(used.written[..2048], data);
+    let used = ask(&mut bench, REQUEST_IN, 0, &[Part::Write(512)]);
+    assert_eq!(&used.written[..12], b"first sector");
+}
+
+#[test]
+fn nothing_beyond_the_end_is_touched() {
+    let mut bench = disk(false);
+    let last = DISK_BYTES / 512 - 1;
+    assert_eq!(
+        status(&ask(&mut bench, REQUEST_IN, last, &[Part::Write(512)])),
+        STATUS_OK
+    );
+    for (sector, bytes) in [
+        (last, 1024),
+        (last + 1, 512),
+        (u64::MAX, 512),
+        (u64::MAX / 512, 512),
+        (0, 100),
+    ] {
+        let used = ask(&mut bench, REQUEST_IN, sector, &[Part::Write(bytes)]);
+        assert_eq!(
+            (status(&used), used.length),
+            (STATUS_ERROR, 0),
+            "{sector} {bytes}"
+        );
+        let parts = [Part::Read(vec![1; bytes as usize])];
+        assert_eq!(
+            status(&ask(&mut bench, REQUEST_OUT, sector, &parts)),
+            STATUS_ERROR
+        );
+        let parts = [segment(sector, bytes.div_ceil(512) + 1, 0)];
+        if sector >= last {
+            assert_eq!(
+                status(&ask(&mut bench, REQUEST_DISCARD, sector, &parts)),
+                STATUS_ERROR
+            );
+        }
+    }
+    let length = bench.device.file.metadata().unwrap().len();
+    assert_eq!(length, DISK_BYTES + 100);
+}
+
+#[test]
+fn a_read_only_disk_stays_as_it_is() {
+    let mut bench = disk(true);
+    assert_ne!(bench.device.features() & READ_ONLY, 0);
+    let parts = [Part::Read(vec![1; 512])];
+    assert_eq!(
+        status(&ask(&mut bench, REQUEST_OUT, 0, &parts)),
+        STATUS_ERROR
+    );
+    let parts = [segment(0, 1, 0)];
+    assert_eq!(
+        status(&ask(&mut bench, REQUEST_DISCARD, 0, &parts)),
+        STATUS_ERROR
+    );
+    assert_eq!(
+        status(&ask(&mut bench, REQUEST_WRITE_ZEROES, 0, &parts)),
+        STATUS_ERROR
+    );
+    let used = ask(&mut bench, REQUEST_IN, 0, &[Part::Write(512)]);
+    assert_eq!(&used.written[..12], b"first sector");
+}
+
+#[test]
+fn ranges_become_zero_with_and_without_their_blocks() {
+    let mut bench = disk(false);
+    for (kind, flags) in [
+        (REQUEST_WRITE_ZEROES, 0),
+        (REQUEST_WRITE_ZEROES, 1),
+        (REQUEST_DISCARD, 0),
+    ] {
+        let parts = [Part::Read(vec![7; 8192])];
+        assert_eq!(status(&ask(&mut bench, REQUEST_OUT, 8, &parts)), STATUS_OK);
+        let parts = [segment(8, 8, flags)];
+        assert_eq!(status(&ask(&mut bench, kind, 0, &parts)), STATUS_OK);
+        let used = ask(&mut bench, REQUEST_IN, 8, &[Part::Write(8192)]);
+        assert_eq!(used.written[..4096], [0; 4096]);
+        assert_eq!(used.written[4096..8192], [7; 4096]);
+    }
+    let parts = [segment(8, 8, 1)];
+    assert_eq!(
+        status(&ask(&mut bench, REQUEST_DISCARD, 0, &parts)),
+        STATUS_UNSUPPORTED
+    );
+    bench.device.write_zeroes(0, 5000).unwrap();
+    let used = ask(&mut bench, REQUEST_IN, 0, &[Part::Write(512)]);
+    assert_eq!(used.written[..512], [0; 512]);
+}
+
+#[test]
+fn its_name_is_told_and_odd_requests_are_refused() {
+    let mut bench = disk(false);
+    let used = ask(&mut bench, REQUEST_GET_ID, 0, &[Part::Write(20)]);
+    assert_eq!(&used.written[..8], b"scratch\0");
+    assert_eq!(status(&ask(&mut bench, 77, 0, &[])), STATUS_UNSUPPORTED);
+    // No status byte, a short header: the device can't even answer.
+    bench.guest[0].add(&[header(REQUEST_FLUSH, 0)]);
+    assert!(matches!(bench.kick(0), Err(DeviceError::Guest(_))));
+    bench.guest[0].add(&[Part::Read(vec![0; 8]), Part::Write(1)]);
+    assert!(matches!(
+        bench.kick(0),
+        Err(DeviceError::Queue(QueueError::Short { .. }))
+    ));
+}
+
+#[test]
+fn its_configuration_is_the_disks() {
+    let bench = disk(false);
+    let mut config = [0xee; 64];
+    bench.device.read_config(0, &mut config);
+    assert_eq!(config[..8], (DISK_BYTES / 512).to_le_bytes());
+    assert_eq!(config[60..], [0; 4]);
+    bench.device.read_config(u64::MAX, &mut config);
+    assert_eq!(config, [0; 64]);
+}
+
+#[test]
+fn its_state_survives() {
+    let mut from = disk(false);
+    ask(&mut from, REQUEST_OUT, 0, &[Part::Read(vec![1; 512])]);
+    persist_roundtrip(&from.device, &mut disk(false).device);
+    let other = disk(true).device.restore(from.device.save());
+    assert!(matches!(other, Err(RestoreError::Mismatch { .. })));
+}
