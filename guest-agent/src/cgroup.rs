@@ -1,0 +1,354 @@
+//! The cgroup of each container (cgroup v2, cgroups(7)).
+//!
+//! Owns: turning the spec's limits into the kernel's files, making the group, reading its
+//! out-of-memory count, killing and removing it. Refuses: a limit whose controller the guest's
+//! kernel lacks; it is never dropped in silence.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources, LinuxThrottleDevice};
+use rustix::fs::{Mode, OFlags};
+
+use crate::fault::{Fault, Tried};
+
+/// The period of `cpu.max` when the spec names none, in microseconds.
+const DEFAULT_PERIOD_US: u64 = 100_000;
+
+/// One container's group.
+#[derive(Debug)]
+pub(crate) struct Cgroup {
+    path: PathBuf,
+    directory: OwnedFd,
+}
+
+impl Cgroup {
+    /// Makes the group `id` below `parent` with these limits.
+    ///
+    /// # Errors
+    /// Refuses limits that the kernel refuses; nothing is left behind.
+    pub(crate) fn create(
+        parent: &Path,
+        id: &str,
+        resources: Option<&LinuxResources>,
+    ) -> Result<Self, Fault> {
+        let files = resources.map(limits).transpose()?.unwrap_or_default();
+        let path = parent.join(id);
+        match fs::create_dir(&path) {
+            // A group of that name without processes is a container's that ended.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                fs::remove_dir(&path).and_then(|()| fs::create_dir(&path))
+            }
+            other => other,
+        }
+        .or_internal(|| format!("cannot make cgroup {id}"))?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(&path, flags, Mode::empty())
+            .or_internal(|| format!("cannot open cgroup {id}"))?;
+        let group = Self { path, directory };
+        for (file, value) in files {
+            if let Err(error) = group.write(&file, &value) {
+                group.remove();
+                return Err(error).or_refuse(|| format!("cannot set {file} to {value:?}"));
+            }
+        }
+        Ok(group)
+    }
+
+    /// The group's directory, for clone3.
+    pub(crate) fn directory(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+
+    /// How many of its processes the kernel killed for want of memory.
+    pub(crate) fn oom_kills(&self) -> u64 {
+        let events = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
+        count(&events, "oom_kill")
+    }
+
+    /// Every process in the group.
+    pub(crate) fn processes(&self) -> Vec<i32> {
+        let text = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
+        text.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
+    /// Kills every process in it and below.
+    pub(crate) fn kill(&self) {
+        let _ = self.write("cgroup.kill", "1");
+    }
+
+    /// Removes it and what the container made below it, and says whether it is gone.
+    pub(crate) fn remove(&self) -> bool {
+        remove_tree(&self.path, 0)
+    }
+
+    fn write(&self, file: &str, value: &str) -> io::Result<()> {
+        fs::write(self.path.join(file), value)
+    }
+}
+
+fn remove_tree(path: &Path, depth: u32) -> bool {
+    match fs::remove_dir(path) {
+        Ok(()) => true,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+        Err(_) if depth > 64 => false,
+        Err(_) => {
+            let entries = fs::read_dir(path).into_iter().flatten().flatten();
+            for entry in entries.filter(|entry| entry.path().is_dir()) {
+                remove_tree(&entry.path(), depth + 1);
+            }
+            fs::remove_dir(path).is_ok()
+        }
+    }
+}
+
+/// Lets the children of `parent` use every controller that it has.
+///
+/// # Errors
+/// As the file system has them.
+pub(crate) fn delegate(parent: &Path) -> io::Result<()> {
+    let controllers = fs::read_to_string(parent.join("cgroup.controllers"))?;
+    let all: Vec<String> = controllers
+        .split_whitespace()
+        .map(|name| format!("+{name}"))
+        .collect();
+    if all.is_empty() {
+        return Ok(());
+    }
+    fs::write(parent.join("cgroup.subtree_control"), all.join(" "))
+}
+
+fn count(events: &str, name: &str) -> u64 {
+    let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
+    events.lines().find_map(value).unwrap_or(0)
+}
+
+/// The kernel's files for these limits, in the order in which they are written.
+fn limits(resources: &LinuxResources) -> Result<Vec<(String, String)>, Fault> {
+    let mut files = Vec::new();
+    if let Some(memory) = resources.memory() {
+        add_memory(memory, &mut files)?;
+    }
+    if let Some(cpu) = resources.cpu() {
+        add_cpu(cpu, &mut files);
+    }
+    if let Some(pids) = resources.pids() {
+        add(
+            &mut files,
+            "pids.max",
+            or_max(pids.limit().max(0), pids.limit() > 0),
+        );
+    }
+    if let Some(io) = resources.block_io() {
+        add_io(io, &mut files);
+    }
+    for limit in resources.hugepage_limits().iter().flatten() {
+        let file = format!("hugetlb.{}.max", limit.page_size());
+        add(&mut files, &file, limit.limit());
+    }
+    for (file, value) in resources.unified().iter().flatten() {
+        if file.contains('/') || !file.contains('.') || file.starts_with("cgroup.") {
+            return Err(Fault::refused(format!("no cgroup limit is named {file:?}")));
+        }
+        add(&mut files, file, value);
+    }
+    Ok(files)
+}
+
+fn add(files: &mut Vec<(String, String)>, file: &str, value: impl ToString) {
+    files.push((file.to_owned(), value.to_string()));
+}
+
+fn or_max(value: i64, limited: bool) -> String {
+    if limited {
+        value.to_string()
+    } else {
+        "max".into()
+    }
+}
+
+fn add_memory(memory: &LinuxMemory, files: &mut Vec<(String, String)>) -> Result<(), Fault> {
+    // 0 and below mean "no limit" to the engines.
+    let limit = memory.limit().filter(|&limit| limit != 0);
+    if let Some(limit) = limit {
+        add(files, "memory.max", or_max(limit, limit > 0));
+    }
+    match (memory.swap().filter(|&swap| swap != 0), limit) {
+        (None, _) => {}
+        (Some(swap), _) if swap < 0 => add(files, "memory.swap.max", "max"),
+        // The spec's swap is memory and swap together.
+        (Some(swap), Some(limit)) if limit > 0 && swap >= limit => {
+            add(files, "memory.swap.max", swap - limit);
+        }
+        (Some(swap), _) => {
+            return Err(Fault::refused(format!(
+                "memory and swap together ({swap}) must be at least the memory limit, and need one"
+            )));
+        }
+    }
+    if let Some(reservation) = memory.reservation().filter(|&low| low > 0) {
+        add(files, "memory.low", reservation);
+    }
+    Ok(())
+}
+
+fn add_cpu(cpu: &LinuxCpu, files: &mut Vec<(String, String)>) {
+    if let Some(shares) = cpu.shares().filter(|&shares| shares != 0) {
+        add(files, "cpu.weight", weight_of_shares(shares));
+    }
+    if cpu.quota().is_some() || cpu.period().is_some() {
+        let quota = cpu.quota().unwrap_or(0);
+        let period = cpu.period().filter(|&period| period != 0);
+        let period = period.unwrap_or(DEFAULT_PERIOD_US);
+        add(
+            files,
+            "cpu.max",
+            format!("{} {period}", or_max(quota, quota > 0)),
+        );
+    }
+    if let Some(burst) = cpu.burst() {
+        add(files, "cpu.max.burst", burst);
+    }
+    if let Some(idle) = cpu.idle() {
+        add(files, "cpu.idle", idle);
+    }
+    for (file, list) in [("cpuset.cpus", cpu.cpus()), ("cpuset.mems", cpu.mems())] {
+        if let Some(list) = list.as_deref().filter(|list| !list.is_empty()) {
+            add(files, file, list);
+        }
+    }
+}
+
+/// Shares (2 to 262144) to weight (1 to 10000), by the line that the runtimes agreed on.
+fn weight_of_shares(shares: u64) -> u64 {
+    let shares = shares.clamp(2, 262_144);
+    1 + ((shares - 2) * 9999) / 262_142
+}
+
+/// blkio's weight (10 to 1000) to io's (1 to 10000).
+fn weight_of_blkio(weight: u16) -> u64 {
+    let weight = u64::from(weight.clamp(10, 1000));
+    1 + (weight - 10) * 9999 / 990
+}
+
+fn add_io(io: &LinuxBlockIo, files: &mut Vec<(String, String)>) {
+    if let Some(weight) = io.weight().filter(|&weight| weight != 0) {
+        add(
+            files,
+            "io.weight",
+            format!("default {}", weight_of_blkio(weight)),
+        );
+    }
+    let throttles: [(&str, &Option<Vec<LinuxThrottleDevice>>); 4] = [
+        ("rbps", io.throttle_read_bps_device()),
+        ("wbps", io.throttle_write_bps_device()),
+        ("riops", io.throttle_read_iops_device()),
+        ("wiops", io.throttle_write_iops_device()),
+    ];
+    for (key, devices) in throttles {
+        for device in devices.iter().flatten() {
+            let (major, minor, rate) = (device.major(), device.minor(), device.rate());
+            add(files, "io.max", format!("{major}:{minor} {key}={rate}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn files(json: &str) -> Vec<(String, String)> {
+        limits(&serde_json::from_str(json).unwrap()).unwrap()
+    }
+
+    fn pairs<'a>(files: &'a [(String, String)]) -> Vec<(&'a str, &'a str)> {
+        files
+            .iter()
+            .map(|(file, value)| (file.as_str(), value.as_str()))
+            .collect()
+    }
+
+    #[test]
+    fn an_engines_limits_become_files() {
+        let files = files(
+            r#"{"memory":{"limit":1000,"swap":3000,"reservation":500},
+                "cpu":{"quota":150000,"period":100000,"cpus":"0-1"},"pids":{"limit":64}}"#,
+        );
+        assert_eq!(
+            pairs(&files),
+            [
+                ("memory.max", "1000"),
+                ("memory.swap.max", "2000"),
+                ("memory.low", "500"),
+                ("cpu.max", "150000 100000"),
+                ("cpuset.cpus", "0-1"),
+                ("pids.max", "64"),
+            ]
+        );
+    }
+
+    #[test]
+    fn no_limit_is_max() {
+        let files =
+            files(r#"{"memory":{"limit":-1,"swap":-1},"cpu":{"quota":-1},"pids":{"limit":-1}}"#);
+        assert_eq!(
+            pairs(&files),
+            [
+                ("memory.max", "max"),
+                ("memory.swap.max", "max"),
+                ("cpu.max", "max 100000"),
+                ("pids.max", "max"),
+            ]
+        );
+    }
+
+    #[test]
+    fn io_limits_name_their_device() {
+        let files = files(
+            r#"{"blockIO":{"weight":1000,
+                "throttleReadBpsDevice":[{"major":254,"minor":0,"rate":99}]}}"#,
+        );
+        assert_eq!(
+            pairs(&files),
+            [("io.weight", "default 10000"), ("io.max", "254:0 rbps=99")]
+        );
+    }
+
+    #[test]
+    fn unified_files_stay_in_the_group() {
+        for name in ["../memory.max", "procs", "cgroup.procs"] {
+            let json = format!(r#"{{"unified":{{"{name}":"1"}}}}"#);
+            assert!(
+                limits(&serde_json::from_str(&json).unwrap()).is_err(),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn swap_below_memory_is_refused() {
+        let resources = serde_json::from_str(r#"{"memory":{"limit":10,"swap":5}}"#).unwrap();
+        assert!(limits(&resources).is_err());
+    }
+
+    #[test]
+    fn the_kill_count_is_not_the_group_kill_count() {
+        let events = "low 0\noom 2\noom_kill 3\noom_group_kill 9\n";
+        assert_eq!(count(events, "oom_kill"), 3);
+        assert_eq!(count("", "oom_kill"), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn weights_stay_in_range_and_in_order(a: u64, b: u64) {
+            let (low, high) = (a.min(b), a.max(b));
+            prop_assert!(weight_of_shares(low) <= weight_of_shares(high));
+            prop_assert!((1..=10_000).contains(&weight_of_shares(a)));
+            prop_assert!((1..=10_000).contains(&weight_of_blkio(a as u16)));
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! The containers of this guest.
+//!
+//! Owns: their names, first processes and cgroups, from the request to the last process's end.
+//! Refuses: a name in use, a process in a container that doesn't run.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use hull_proto::{ContainerStart, ExecStart};
+use rustix::process::Pid;
+
+use crate::cgroup::{self, Cgroup};
+use crate::fault::Fault;
+use crate::log::say;
+use crate::namespaces::Namespaces;
+use crate::seccomp::Filter;
+use crate::spawn::{self, Born};
+use crate::sys;
+
+/// Longest name of a container, in bytes.
+const MAX_NAME: usize = 128;
+
+/// One container.
+#[derive(Debug)]
+pub(crate) struct Container {
+    first: Pid,
+    pidfd: OwnedFd,
+    cgroup: Option<Cgroup>,
+    enter: u64,
+    own_pids: bool,
+    filter: Option<Filter>,
+    runs: bool,
+}
+
+impl Container {
+    /// A descriptor for its first process.
+    pub(crate) fn pidfd(&self) -> &OwnedFd {
+        &self.pidfd
+    }
+
+    /// Its cgroup, where the guest has them.
+    pub(crate) fn cgroup(&self) -> Option<&Cgroup> {
+        self.cgroup.as_ref()
+    }
+
+    /// The namespaces that a further process enters, but for the pid namespace.
+    pub(crate) fn to_enter(&self) -> u64 {
+        self.enter
+    }
+
+    /// Whether its process ids are its own.
+    pub(crate) fn has_pid_namespace(&self) -> bool {
+        self.own_pids
+    }
+
+    /// The filter of all its processes.
+    pub(crate) fn filter(&self) -> Option<&Filter> {
+        self.filter.as_ref()
+    }
+}
+
+/// All containers.
+#[derive(Debug, Default)]
+pub(crate) struct Containers {
+    all: BTreeMap<String, Container>,
+    cgroups: Option<PathBuf>,
+    delegated: bool,
+    leftover: Vec<Cgroup>,
+}
+
+impl Containers {
+    /// No containers yet; their cgroups will be made below `cgroups`.
+    pub(crate) fn new(cgroups: Option<PathBuf>) -> Self {
+        Self {
+            cgroups,
+            ..Self::default()
+        }
+    }
+
+    /// Makes a container and its first process.
+    ///
+    /// # Errors
+    /// Refuses names in use and specs that can't be met; nothing is left behind.
+    pub(crate) fn start(&mut self, start: &ContainerStart) -> Result<Born, Fault> {
+        self.check_name(&start.id)?;
+        let spec = &start.spec;
+        let process = spec
+            .process()
+            .as_ref()
+            .ok_or_else(|| Fault::refused("the spec names no process"))?;
+        let namespaces = Namespaces::of(spec)?;
+        let linux = spec.linux().as_ref();
+        let filter = linux
+            .and_then(|linux| linux.seccomp().as_ref())
+            .map(Filter::of)
+            .transpose()?;
+        let cgroup = self.make_cgroup(start)?;
+        let born = spawn::first(start, process, &namespaces, cgroup.as_ref(), filter.clone());
+        let born = match born {
+            Ok(born) => born,
+            Err(fault) => {
+                self.leftover.extend(cgroup);
+                return Err(fault);
+            }
+        };
+        let copy = rustix::io::fcntl_dupfd_cloexec(&born.pidfd, 3)
+            .map_err(|_| Fault::internal("cannot copy a pidfd"))?;
+        self.all.insert(
+            start.id.clone(),
+            Container {
+                first: born.pid,
+                pidfd: copy,
+                cgroup,
+                enter: namespaces.to_enter(),
+                own_pids: namespaces.has_pid(),
+                filter,
+                runs: false,
+            },
+        );
+        Ok(born)
+    }
+
+    fn check_name(&self, id: &str) -> Result<(), Fault> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+        let good = !id.is_empty()
+            && id.len() <= MAX_NAME
+            && id.bytes().all(plain)
+            && !id.starts_with('.')
+            // No file of the cgroup file system itself.
+            && !["cgroup.", "memory.", "cpu.", "cpuset.", "io.", "pids.", "misc."]
+                .iter()
+                .any(|prefix| id.starts_with(prefix));
+        if !good {
+            return Err(Fault::refused(format!("{id:?} is no name for a container")));
+        }
+        if self.all.contains_key(id) {
+            return Err(Fault::refused(format!("container {id} already exists")));
+        }
+        Ok(())
+    }
+
+    fn make_cgroup(&mut self, start: &ContainerStart) -> Result<Option<Cgroup>, Fault> {
+        self.sweep();
+        let Some(parent) = &self.cgroups else {
+            return Ok(None);
+        };
+        if !self.delegated {
+            if let Err(error) = cgroup::delegate(parent) {
+                say(format_args!(
+                    "cannot hand controllers to containers: {error}"
+                ));
+            }
+            self.delegated = true;
+        }
+        let linux = start.spec.linux().as_ref();
+        let resources = linux.and_then(|linux| linux.resources().as_ref());
+        Cgroup::create(parent, &start.id, resources).map(Some)
+    }
+
+    /// Makes another process in a container.
+    ///
+    /// # Errors
+    /// Refuses if the container doesn't run.
+    pub(crate) fn exec(&self, start: &ExecStart) -> Result<Born, Fault> {
+        let container = self
+            .all
+            .get(&start.id)
+            .filter(|container| container.runs)
+            .ok_or_else(|| Fault::refused(format!("container {} is not running", start.id)))?;
+        spawn::another(container, &start.process)
+    }
+
+    /// Notes that the container's command runs.
+    pub(crate) fn runs(&mut self, first: Pid) {
+        let mut all = self.all.values_mut();
+        if let Some(container) = all.find(|container| container.first == first) {
+            container.runs = true;
+        }
+    }
+
+    /// How many processes of the container the kernel killed for want of memory.
+    pub(crate) fn oom_kills(&self, id: &str) -> u64 {
+        let group = self.all.get(id).and_then(Container::cgroup);
+        group.map_or(0, Cgroup::oom_kills)
+    }
+
+    /// Sends a signal to every process of a container.
+    pub(crate) fn signal_all(&self, id: &str, signal: i32) {
+        let Some(container) = self.all.get(id) else {
+            return;
+        };
+        match &container.cgroup {
+            Some(group) if signal == libc::SIGKILL => group.kill(),
+            Some(group) => {
+                for pid in group.processes() {
+                    let _ = sys::kill(pid, signal);
+                }
+            }
+            None => {
+                let _ = sys::kill(container.first.as_raw_nonzero().get(), signal);
+            }
+        }
+    }
+
+    /// Clears up if this process, which has ended, was a container's first: the rest of the
+    /// container ends with it.
+    pub(crate) fn ended(&mut self, pid: Pid) {
+        let name = self
+            .all
+            .iter()
+            .find(|(_, container)| container.first == pid)
+            .map(|(name, _)| name.clone());
+        if let Some(container) = name.and_then(|name| self.all.remove(&name))
+            && let Some(group) = container.cgroup
+        {
+            group.kill();
+            self.leftover.push(group);
+        }
+    }
+
+    /// Removes the cgroups of ended containers whose last process is gone by now.
+    pub(crate) fn sweep(&mut self) {
+        self.leftover.retain(|group| !group.remove());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_plain() {
+        let containers = Containers::default();
+        for good in ["a", "web-1", "A_b.c", &"x".repeat(128)] {
+            assert!(containers.check_name(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", "a/b", "memory.max", "ä", &"x".repeat(129)] {
+            assert!(containers.check_name(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! The control stream: the host's few requests to the guest as a whole.
+//!
+//! Owns: the hello, and doing and answering each request. Refuses: nothing quietly; a request
+//! that fails is answered with a sentence.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use hull_proto::{
+    GENERATION, Hello, LineDecoder, Reply, Request, SHARES_DIR, SHARES_TAG, Setup, encode_line,
+};
+use rustix::fs::Timespec;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
+use rustix::process::{Pid, WaitOptions};
+use rustix::time::ClockId;
+
+use crate::fault::{Fault, Tried};
+use crate::log::say;
+use crate::mounts::{self, Options};
+use crate::sys;
+
+/// How long the end of every process is waited for at a shutdown.
+const LAST_GRACE: Duration = Duration::from_secs(1);
+
+/// What the host wants of the agent itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// To go on.
+    GoOn,
+    /// To stop the guest.
+    Stop,
+}
+
+/// The control stream.
+#[derive(Debug)]
+pub(crate) struct Control {
+    stream: OwnedFd,
+    lines: LineDecoder,
+    owns_guest: bool,
+    /// Why the guest isn't whole, said in answer to its setup.
+    flaw: Option<Fault>,
+}
+
+impl Control {
+    /// Says hello on a stream that was just connected. `owns_guest` is false where the agent
+    /// isn't PID 1: it then changes nothing outside of containers.
+    ///
+    /// # Errors
+    /// If the stream is closed already.
+    pub(crate) fn open(stream: OwnedFd, owns_guest: bool) -> Result<Self, Fault> {
+        let hello = Hello {
+            generation: GENERATION,
+            kernel: rustix::system::uname().release().to_string_lossy().into(),
+        };
+        let control = Self {
+            stream,
+            lines: LineDecoder::default(),
+            owns_guest,
+            flaw: None,
+        };
+        control.send(&hello)?;
+        Ok(control)
+    }
+
+    /// Notes what of the guest could not be made ready.
+    pub(crate) fn set_flaw(&mut self, flaw: Fault) {
+        self.flaw = Some(flaw);
+    }
+
+    /// What to poll.
+    pub(crate) fn stream(&self) -> &OwnedFd {
+        &self.stream
+    }
+
+    /// Does what the host asks now. The end of the stream is the wish to stop.
+    pub(crate) fn serve(&mut self, space: &mut [u8]) -> Wish {
+        match rustix::net::recv(&self.stream, &mut *space, RecvFlags::DONTWAIT) {
+            Ok((0, _)) => return Wish::Stop,
+            Ok((count, _)) => self.lines.feed(space.get(..count).unwrap_or_default()),
+            Err(Errno::AGAIN | Errno::INTR) => return Wish::GoOn,
+            Err(_) => return Wish::Stop,
+        }
+        loop {
+            match self.lines.take::<Request>() {
+                Ok(None) => return Wish::GoOn,
+                Ok(Some(request)) => {
+                    if self.answer(&request) == Wish::Stop {
+                        return Wish::Stop;
+                    }
+                }
+                Err(error) => {
+                    say(format_args!("the control stream is broken: {error}"));
+                    return Wish::Stop;
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, request: &Request) -> Wish {
+        let (done, wish) = match request {
+            Request::Setup(setup) => (self.set_up(setup), Wish::GoOn),
+            Request::Ping => (Ok(()), Wish::GoOn),
+            Request::Shutdown => {
+                self.end_processes();
+                (Ok(()), Wish::Stop)
+            }
+        };
+        let reply = match done {
+            Ok(()) => Reply::Ok,
+            Err(fault) => Reply::Error {
+                message: fault.to_string(),
+            },
+        };
+        match self.send(&reply) {
+            Ok(()) => wish,
+            Err(_) => Wish::Stop,
+        }
+    }
+
+    fn set_up(&mut self, setup: &Setup) -> Result<(), Fault> {
+        if let Some(flaw) = self.flaw.take() {
+            return Err(flaw);
+        }
+        if !self.owns_guest {
+            return Ok(());
+        }
+        let random = File::options()
+            .write(true)
+            .open("/dev/urandom")
+            .or_internal(|| "cannot open /dev/urandom")?;
+        sys::add_entropy(random.as_fd(), &setup.entropy)
+            .or_internal(|| "cannot seed the random generator")?;
+        rustix::time::clock_settime(ClockId::Realtime, timespec(setup.realtime_ns))
+            .or_internal(|| "cannot set the clock")?;
+        rustix::system::sethostname(setup.hostname.as_bytes())
+            .or_refuse(|| format!("cannot set hostname {:?}", setup.hostname))?;
+        if setup.shares {
+            mount_shares()?;
+        }
+        Ok(())
+    }
+
+    /// Ends every process and makes what they wrote durable.
+    fn end_processes(&self) {
+        if self.owns_guest {
+            let _ = sys::kill(-1, libc::SIGKILL);
+            wait_for_all();
+        }
+        rustix::fs::sync();
+    }
+
+    fn send<T: serde::Serialize>(&self, message: &T) -> Result<(), Fault> {
+        let mut line = Vec::new();
+        encode_line(message, &mut line).map_err(|error| Fault::internal(error.to_string()))?;
+        let mut rest = line.as_slice();
+        while !rest.is_empty() {
+            match rustix::net::send(&self.stream, rest, SendFlags::NOSIGNAL) {
+                Ok(count) => rest = rest.get(count..).unwrap_or_default(),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno).or_internal(|| "cannot write to the host"),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn timespec(nanoseconds: u64) -> Timespec {
+    const SECOND: u64 = 1_000_000_000;
+    Timespec {
+        tv_sec: i64::try_from(nanoseconds / SECOND).unwrap_or(i64::MAX),
+        tv_nsec: i64::try_from(nanoseconds % SECOND).unwrap_or(0),
+    }
+}
+
+fn mount_shares() -> Result<(), Fault> {
+    let what = || format!("cannot mount share {SHARES_TAG:?} at {SHARES_DIR}");
+    std::fs::create_dir_all(SHARES_DIR).or_internal(what)?;
+    let shares =
+        mounts::new_file_system("virtiofs", SHARES_TAG, &Options::default()).or_internal(what)?;
+    let target = rustix::fs::open(
+        Path::new(SHARES_DIR),
+        rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )
+    .or_internal(what)?;
+    mounts::attach(shares.as_fd(), target.as_fd()).or_internal(what)
+}
+
+/// Reaps until there is no process left but this one, for a limited time: one may hang in the
+/// kernel.
+fn wait_for_all() {
+    let until = Instant::now() + LAST_GRACE;
+    while let Some(left) = until.checked_duration_since(Instant::now()) {
+        match rustix::process::wait(WaitOptions::NOHANG) {
+            Err(Errno::CHILD) => return,
+            Ok(None) => wait_for_one(left),
+            Ok(Some(_)) | Err(_) => {}
+        }
+    }
+}
+
+fn wait_for_one(left: Duration) {
+    use rustix::event::{PollFd, PollFlags, poll};
+    use rustix::process::{PidfdFlags, pidfd_open};
+    // Some child; which one doesn't matter. Without one, the next round says so.
+    let children = std::fs::read_to_string("/proc/self/task/1/children").unwrap_or_default();
+    let child = children.split_whitespace().find_map(|pid| pid.parse().ok());
+    let Some(pidfd) = child
+        .and_then(Pid::from_raw)
+        .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
+    else {
+        return;
+    };
+    let timeout = Timespec::try_from(left).ok();
+    let _ = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], timeout.as_ref());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_reading_keeps_its_nanoseconds() {
+        let time = timespec(1_700_000_000_123_456_789);
+        assert_eq!((time.tv_sec, time.tv_nsec), (1_700_000_000, 123_456_789));
+    }
+}

@@ -1,0 +1,245 @@
+//! The namespaces a container asks for, and entering those of one that runs.
+//!
+//! Owns: reading `linux.namespaces`, and which are made by clone3, which by unshare and which
+//! are joined. Refuses: time namespaces with offsets, and a container without its own mounts:
+//! it always gets a mount namespace.
+
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Spec};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::thread::{ThreadNameSpaceType, UnshareFlags, move_into_thread_name_spaces};
+
+use crate::fault::{Fault, Tried};
+use crate::sys::{self, Forked};
+
+const NEWNS: u64 = LinuxNamespaceType::Mount as u64;
+const NEWCGROUP: u64 = LinuxNamespaceType::Cgroup as u64;
+const NEWPID: u64 = LinuxNamespaceType::Pid as u64;
+const NEWUSER: u64 = LinuxNamespaceType::User as u64;
+const NEWNET: u64 = LinuxNamespaceType::Network as u64;
+const NEWTIME: u64 = LinuxNamespaceType::Time as u64;
+
+/// The namespaces of a container to be made.
+#[derive(Debug, Default)]
+pub(crate) struct Namespaces {
+    new: u64,
+    joined: Vec<(u64, PathBuf)>,
+    pid: Option<PathBuf>,
+    maps: Option<(String, String)>,
+}
+
+impl Namespaces {
+    /// Reads the spec's list.
+    ///
+    /// # Errors
+    /// Refuses what the agent can't make.
+    pub(crate) fn of(spec: &Spec) -> Result<Self, Fault> {
+        let mut asked = Self {
+            new: NEWNS,
+            ..Self::default()
+        };
+        let Some(linux) = spec.linux() else {
+            return Ok(asked);
+        };
+        for namespace in linux.namespaces().iter().flatten() {
+            let flag = namespace.typ() as u64;
+            if flag == NEWTIME {
+                return Err(Fault::refused("time namespaces are not supported"));
+            }
+            match namespace.path() {
+                None => asked.new |= flag,
+                Some(_) if flag == NEWNS => {
+                    return Err(Fault::refused(
+                        "joining a mount namespace by path is not supported",
+                    ));
+                }
+                Some(path) if flag == NEWPID => asked.pid = Some(path.clone()),
+                Some(path) => asked.joined.push((flag, path.clone())),
+            }
+        }
+        if asked.new & NEWUSER != 0 {
+            let text = |maps: &Option<Vec<LinuxIdMapping>>| map_lines(maps.as_deref());
+            asked.maps = Some((text(linux.uid_mappings()), text(linux.gid_mappings())));
+        }
+        Ok(asked)
+    }
+
+    /// What clone3 is to make.
+    pub(crate) fn clone_flags(&self) -> u64 {
+        self.new & !NEWCGROUP
+    }
+
+    /// What a later process of the container has to enter besides the pid namespace, which it is
+    /// born into.
+    pub(crate) fn to_enter(&self) -> u64 {
+        let joined = self.joined.iter().fold(0, |flags, (flag, _)| flags | flag);
+        (self.new | joined) & !NEWPID
+    }
+
+    /// Whether the container has a pid namespace of its own.
+    pub(crate) fn has_pid(&self) -> bool {
+        self.new & NEWPID != 0
+    }
+
+    /// The pid namespace that the process is to be born into.
+    ///
+    /// # Errors
+    /// Refuses a path that can't be opened.
+    pub(crate) fn pid_to_join(&self) -> Result<Option<OwnedFd>, Fault> {
+        let open = |path: &PathBuf| {
+            fs::File::open(path)
+                .map(OwnedFd::from)
+                .or_refuse(|| format!("cannot open namespace {}", path.display()))
+        };
+        self.pid.as_ref().map(open).transpose()
+    }
+
+    /// Whether the child must wait for [`Self::write_maps`].
+    pub(crate) fn has_user(&self) -> bool {
+        self.maps.is_some()
+    }
+
+    /// Maps the ids of the child's user namespace. For the parent.
+    ///
+    /// # Errors
+    /// Refuses maps that the kernel refuses.
+    pub(crate) fn write_maps(&self, child: Pid) -> Result<(), Fault> {
+        let Some((uids, gids)) = &self.maps else {
+            return Ok(());
+        };
+        let pid = child.as_raw_nonzero();
+        for (file, map) in [("uid_map", uids), ("gid_map", gids)] {
+            fs::write(format!("/proc/{pid}/{file}"), map)
+                .or_refuse(|| format!("cannot write {file} of the user namespace"))?;
+        }
+        Ok(())
+    }
+
+    /// Joins what is joined by path and makes the rest. For the child, which clone3 put into the
+    /// new namespaces and whose ids are mapped.
+    ///
+    /// # Errors
+    /// Refuses paths that aren't such namespaces.
+    pub(crate) fn enter(&self) -> Result<(), Fault> {
+        if self.new & NEWUSER != 0 {
+            become_root()?;
+        }
+        for (flag, path) in &self.joined {
+            let what = || format!("cannot join namespace {}", path.display());
+            let file = fs::File::open(path).or_refuse(what)?;
+            move_into_thread_name_spaces(file.as_fd(), kinds(*flag)).or_refuse(what)?;
+        }
+        if self.new & NEWCGROUP != 0 {
+            sys::unshare(UnshareFlags::NEWCGROUP).or_refuse(|| "cannot make a cgroup namespace")?;
+        }
+        if self.new & NEWNET != 0 {
+            sys::loopback_up().or_refuse(|| "cannot bring up the loopback interface")?;
+        }
+        Ok(())
+    }
+}
+
+/// Enters the namespaces `flags` of the process behind `target`.
+///
+/// # Errors
+/// ESRCH, as a fault, if that process has ended.
+pub(crate) fn enter_all_of(target: &OwnedFd, flags: u64) -> Result<(), Fault> {
+    move_into_thread_name_spaces(target.as_fd(), kinds(flags))
+        .or_refuse(|| "cannot enter the container's namespaces")?;
+    if flags & NEWUSER != 0 {
+        become_root()?;
+    }
+    Ok(())
+}
+
+/// Forks into new namespaces `flags` and into `cgroup`, with the child born into the pid namespace
+/// of `target` (a pidfd, or an open namespace file) if there is one.
+///
+/// # Errors
+/// What entering, forking or coming back said.
+pub(crate) fn fork_into(
+    target: Option<&OwnedFd>,
+    flags: u64,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> Result<Forked, Fault> {
+    let fork = || sys::fork(flags, cgroup).or_refuse(|| "cannot make the process");
+    let Some(target) = target else {
+        return fork();
+    };
+    let own = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
+        .or_internal(|| "cannot open the agent's own pidfd")?;
+    let pid = ThreadNameSpaceType::PROCESS_ID;
+    move_into_thread_name_spaces(target.as_fd(), pid)
+        .or_refuse(|| "cannot enter the container's pid namespace")?;
+    let forked = fork();
+    if !matches!(forked, Ok(Forked::Child)) {
+        move_into_thread_name_spaces(own.as_fd(), pid)
+            .or_internal(|| "cannot come back to the agent's pid namespace")?;
+    }
+    forked
+}
+
+fn become_root() -> Result<(), Fault> {
+    use rustix::process::{Gid, Uid};
+    use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
+    set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)
+        .or_refuse(|| "cannot become group 0 of the user namespace")?;
+    set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)
+        .or_refuse(|| "cannot become user 0 of the user namespace")
+}
+
+fn kinds(flags: u64) -> ThreadNameSpaceType {
+    ThreadNameSpaceType::from_bits_retain(flags as u32)
+}
+
+fn map_lines(maps: Option<&[LinuxIdMapping]>) -> String {
+    let mut lines = String::new();
+    for map in maps.unwrap_or_default() {
+        let line = format!("{} {} {}\n", map.container_id(), map.host_id(), map.size());
+        lines.push_str(&line);
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(namespaces: &str) -> Spec {
+        let json = format!(
+            r#"{{"ociVersion":"1.2.0","linux":{{"namespaces":{namespaces},
+            "uidMappings":[{{"containerID":0,"hostID":1000,"size":10}}]}}}}"#
+        );
+        serde_json::from_str(&json).unwrap()
+    }
+
+    #[test]
+    fn a_container_always_has_its_own_mounts() {
+        let asked = Namespaces::of(&spec("[]")).unwrap();
+        assert_eq!(asked.clone_flags(), NEWNS);
+        assert!(!asked.has_pid());
+    }
+
+    #[test]
+    fn the_cgroup_namespace_is_not_made_by_clone() {
+        let asked = Namespaces::of(&spec(r#"[{"type":"pid"},{"type":"cgroup"}]"#)).unwrap();
+        assert_eq!(asked.clone_flags(), NEWNS | NEWPID);
+        assert_eq!(asked.to_enter(), NEWNS | NEWCGROUP);
+    }
+
+    #[test]
+    fn a_user_namespace_has_maps() {
+        let asked = Namespaces::of(&spec(r#"[{"type":"user"}]"#)).unwrap();
+        assert_eq!(asked.maps, Some(("0 1000 10\n".into(), String::new())));
+    }
+
+    #[test]
+    fn what_cannot_be_made_is_refused() {
+        for list in [r#"[{"type":"time"}]"#, r#"[{"type":"mount","path":"/x"}]"#] {
+            assert!(Namespaces::of(&spec(list)).is_err());
+        }
+    }
+}

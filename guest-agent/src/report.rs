@@ -1,0 +1,110 @@
+//! The line on which a process that is being made tells the agent how far it came.
+//!
+//! Owns: the messages between a forked child and the agent, one packet each. Refuses: nothing of
+//! a container's can reach it; it is closed by the command's `execve`.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use hull_proto::Failure;
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+
+use crate::fault::Fault;
+
+/// Largest packet, in bytes: a failure as JSON with every character escaped.
+const MAX_PACKET: usize = 32 * 1024;
+
+const TERMINAL: &[u8] = b"terminal";
+const EXECUTING: &[u8] = b"executing";
+
+/// One message of the child.
+#[derive(Debug)]
+pub(crate) enum Word {
+    /// Its terminal's other end.
+    Terminal(OwnedFd),
+    /// The next thing it does is `execve`.
+    Executing,
+    /// It was not started.
+    Failed(Failure),
+    /// The line is closed: it runs, if it said that it would, or has died.
+    Closed,
+}
+
+/// Makes the line: the agent's end and the child's.
+///
+/// # Errors
+/// EMFILE.
+pub(crate) fn line() -> Result<(OwnedFd, OwnedFd), Errno> {
+    socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+}
+
+/// Tells the agent that `execve` is next.
+pub(crate) fn about_to_execute(line: BorrowedFd<'_>) {
+    let _ = rustix::net::send(line, EXECUTING, SendFlags::NOSIGNAL);
+}
+
+/// Tells the agent why there will be no process.
+pub(crate) fn failed(line: BorrowedFd<'_>, fault: Fault) {
+    let failure = fault.into_failure();
+    let packet = serde_json::to_vec(&failure).unwrap_or_default();
+    let _ = rustix::net::send(line, &packet, SendFlags::NOSIGNAL);
+}
+
+/// Hands the agent its end of the terminal.
+///
+/// # Errors
+/// As sendmsg(2) has them.
+pub(crate) fn hand_over(line: BorrowedFd<'_>, master: BorrowedFd<'_>) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let fds = [master];
+    if !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err(Errno::NOBUFS);
+    }
+    let data = [IoSlice::new(TERMINAL)];
+    sendmsg(line, &data, &mut ancillary, SendFlags::NOSIGNAL).map(drop)
+}
+
+/// The next word of the child.
+///
+/// # Errors
+/// EAGAIN until there is one.
+pub(crate) fn hear(line: &OwnedFd) -> Result<Word, Errno> {
+    let mut packet = vec![0; MAX_PACKET];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let length = {
+        let mut data = [IoSliceMut::new(&mut packet)];
+        recvmsg(line.as_fd(), &mut data, &mut ancillary, flags)?.bytes
+    };
+    let mut fds = ancillary
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+            _ => None,
+        })
+        .flatten();
+    let packet = packet.get(..length).unwrap_or_default();
+    Ok(match (packet, fds.next()) {
+        ([], _) => Word::Closed,
+        (TERMINAL, Some(master)) => Word::Terminal(master),
+        (EXECUTING, _) => Word::Executing,
+        (json, _) => match serde_json::from_slice(json) {
+            Ok(failure) => Word::Failed(failure),
+            Err(_) => Word::Failed(
+                Fault::internal("the new process said something unknown").into_failure(),
+            ),
+        },
+    })
+}

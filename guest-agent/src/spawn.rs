@@ -1,0 +1,303 @@
+//! Making processes: the fork, and what the child does up to its command.
+//!
+//! Owns: the order of a start on both sides of the fork. Refuses: to wait; what the child has to
+//! say comes over its line, which the agent polls like any other descriptor.
+//!
+//! ```text
+//! agent   pipes, line ── clone3 ──► (user namespace: maps, "go") ── polls the line …
+//! child                 └─ close all else, setsid, namespaces, root, terminal, limits, execve
+//! ```
+
+use std::convert::Infallible;
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use hull_proto::ContainerStart;
+use oci_spec::runtime::{Process, Spec};
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{RecvFlags, SendFlags};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::Pid;
+use rustix::thread::UnshareFlags;
+
+use crate::cgroup::Cgroup;
+use crate::container::Container;
+use crate::fault::{Fault, Tried};
+use crate::namespaces::{self, Namespaces};
+use crate::process::{Becoming, Streams, become_command, set_oom_score};
+use crate::rootfs::{self, Covers};
+use crate::seccomp::Filter;
+use crate::sys::{self, Forked};
+use crate::{report, tty};
+
+/// A process that was just made.
+#[derive(Debug)]
+pub(crate) struct Born {
+    /// Its id, as the agent sees it.
+    pub(crate) pid: Pid,
+    /// A descriptor for it.
+    pub(crate) pidfd: OwnedFd,
+    /// Where it reports.
+    pub(crate) line: OwnedFd,
+    /// The agent's ends of its stdin, stdout and stderr; none if it has a terminal.
+    pub(crate) pipes: Option<[OwnedFd; 3]>,
+}
+
+/// The child's ends.
+#[derive(Debug)]
+struct Ends {
+    line: OwnedFd,
+    pipes: Option<[OwnedFd; 3]>,
+}
+
+/// Makes the first process of a container.
+///
+/// # Errors
+/// If it can't be made; what fails later comes over its line.
+pub(crate) fn first(
+    start: &ContainerStart,
+    process: &Process,
+    namespaces: &Namespaces,
+    cgroup: Option<&Cgroup>,
+    filter: Option<Filter>,
+) -> Result<Born, Fault> {
+    let wanted = Wanted {
+        terminal: process.terminal() == Some(true),
+        pid_namespace: namespaces.pid_to_join()?,
+        flags: namespaces.clone_flags(),
+        cgroup: cgroup.map(Cgroup::directory),
+        keep: None,
+    };
+    let born = birth(wanted, |ends| {
+        become_first(start, process, namespaces, filter, ends)
+    })?;
+    if namespaces.has_user() {
+        let mapped = namespaces.write_maps(born.pid);
+        // Without the word, the child sees the line close and leaves.
+        mapped?;
+        rustix::net::send(&born.line, b"go", SendFlags::NOSIGNAL)
+            .or_internal(|| "cannot let the process go on")?;
+    }
+    Ok(born)
+}
+
+/// Makes another process in a container that runs.
+///
+/// # Errors
+/// If it can't be made; what fails later comes over its line.
+pub(crate) fn another(container: &Container, process: &Process) -> Result<Born, Fault> {
+    let pidfd = container.pidfd();
+    let own_pids = container.has_pid_namespace();
+    let copy = rustix::io::fcntl_dupfd_cloexec(pidfd, 3)
+        .or_internal(|| "cannot copy the container's pidfd")?;
+    let wanted = Wanted {
+        terminal: process.terminal() == Some(true),
+        pid_namespace: own_pids.then_some(copy),
+        flags: 0,
+        cgroup: container.cgroup().map(Cgroup::directory),
+        keep: Some(pidfd.as_fd()),
+    };
+    birth(wanted, |ends| become_another(container, process, ends))
+}
+
+struct Wanted<'a> {
+    terminal: bool,
+    pid_namespace: Option<OwnedFd>,
+    flags: u64,
+    cgroup: Option<BorrowedFd<'a>>,
+    keep: Option<BorrowedFd<'a>>,
+}
+
+fn birth(
+    wanted: Wanted<'_>,
+    child: impl FnOnce(Ends) -> Result<Infallible, Fault>,
+) -> Result<Born, Fault> {
+    let (line, childs_line) = report::line().or_internal(|| "cannot make the report line")?;
+    let (pipes, childs_pipes) = if wanted.terminal {
+        (None, None)
+    } else {
+        let pipe = || pipe_with(PipeFlags::CLOEXEC).or_internal(|| "cannot make a pipe");
+        let (stdin, stdout, stderr) = (pipe()?, pipe()?, pipe()?);
+        (
+            Some([stdin.1, stdout.0, stderr.0]),
+            Some([stdin.0, stdout.1, stderr.1]),
+        )
+    };
+    let target = wanted.pid_namespace.as_ref();
+    match namespaces::fork_into(target, wanted.flags, wanted.cgroup)? {
+        Forked::Parent(pid, pidfd) => Ok(Born {
+            pid,
+            pidfd,
+            line,
+            pipes,
+        }),
+        Forked::Child => {
+            let ends = Ends {
+                line: childs_line,
+                pipes: childs_pipes,
+            };
+            live(ends, wanted.keep, child)
+        }
+    }
+}
+
+/// The whole life of the child before its command.
+fn live(
+    ends: Ends,
+    keep: Option<BorrowedFd<'_>>,
+    child: impl FnOnce(Ends) -> Result<Infallible, Fault>,
+) -> ! {
+    let mut kept = vec![ends.line.as_fd()];
+    kept.extend(ends.pipes.iter().flatten().map(AsFd::as_fd));
+    kept.extend(keep);
+    let _ = sys::close_all_but(&kept);
+    let _ = rustix::process::setsid();
+    // A word on the line is worth a descriptor of its own: the other goes with `ends`.
+    let line = rustix::io::fcntl_dupfd_cloexec(&ends.line, 3);
+    let Err(fault) = child(ends);
+    if let Ok(line) = line {
+        report::failed(line.as_fd(), fault);
+    }
+    sys::leave(1)
+}
+
+fn become_first(
+    start: &ContainerStart,
+    process: &Process,
+    namespaces: &Namespaces,
+    filter: Option<Filter>,
+    ends: Ends,
+) -> Result<Infallible, Fault> {
+    let spec = &start.spec;
+    if namespaces.has_user() {
+        let mut word = [0u8; 2];
+        let (length, _) = rustix::net::recv(&ends.line, &mut word, RecvFlags::empty())
+            .or_internal(|| "cannot wait for the id maps")?;
+        if length == 0 {
+            return Err(Fault::internal("the ids were not mapped"));
+        }
+    }
+    namespaces.enter()?;
+    set_oom_score(process)?;
+    let root = rootfs::bind_root(spec)?;
+    rootfs::furnish(root.as_fd(), spec)?;
+    let streams = streams_of(&ends.line, ends.pipes, root.as_fd(), process, true)?;
+    let mut covers = Covers::take()?;
+    set_names(spec, namespaces)?;
+    set_sysctls(spec)?;
+    rootfs::change_root(root.as_fd())?;
+    rootfs::restrict(spec, &mut covers)?;
+    become_command(Becoming {
+        process,
+        streams,
+        filter,
+        init: start.init,
+        make_cwd: true,
+        report: ends.line.as_fd(),
+    })
+}
+
+fn become_another(
+    container: &Container,
+    process: &Process,
+    ends: Ends,
+) -> Result<Infallible, Fault> {
+    set_oom_score(process)?;
+    namespaces::enter_all_of(container.pidfd(), container.to_enter())?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root =
+        rustix::fs::open(c"/", flags, Mode::empty()).or_internal(|| "cannot open the root")?;
+    let streams = streams_of(&ends.line, ends.pipes, root.as_fd(), process, false)?;
+    become_command(Becoming {
+        process,
+        streams,
+        filter: container.filter().cloned(),
+        init: false,
+        make_cwd: false,
+        report: ends.line.as_fd(),
+    })
+}
+
+fn streams_of(
+    line: &OwnedFd,
+    pipes: Option<[OwnedFd; 3]>,
+    root: BorrowedFd<'_>,
+    process: &Process,
+    console: bool,
+) -> Result<Streams, Fault> {
+    if let Some(pipes) = pipes {
+        return Ok(Streams::Pipes(pipes));
+    }
+    let terminal = tty::open(root, process)?;
+    if console {
+        tty::place_console(root, terminal.slave.as_fd())?;
+    }
+    report::hand_over(line.as_fd(), terminal.master.as_fd())
+        .or_internal(|| "cannot hand over the terminal")?;
+    Ok(Streams::Terminal(terminal.slave))
+}
+
+fn set_names(spec: &Spec, namespaces: &Namespaces) -> Result<(), Fault> {
+    let own = namespaces.clone_flags() & u64::from(UnshareFlags::NEWUTS.bits()) != 0;
+    let given = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
+    let (host, domain) = (given(spec.hostname()), given(spec.domainname()));
+    if !own && (host.is_some() || domain.is_some()) {
+        return Err(Fault::refused(
+            "unable to set hostname without a private UTS namespace",
+        ));
+    }
+    if let Some(name) = host {
+        rustix::system::sethostname(name.as_bytes())
+            .or_refuse(|| format!("cannot set hostname {name:?}"))?;
+    }
+    if let Some(name) = domain {
+        rustix::system::setdomainname(name.as_bytes())
+            .or_refuse(|| format!("cannot set domain name {name:?}"))?;
+    }
+    Ok(())
+}
+
+/// Writes sysctls through the guest's own /proc, while nothing of the container is in sight.
+fn set_sysctls(spec: &Spec) -> Result<(), Fault> {
+    let sysctls = spec.linux().iter().flat_map(|linux| linux.sysctl());
+    for (name, value) in sysctls.flatten() {
+        let path = sysctl_path(name)
+            .ok_or_else(|| Fault::refused(format!("no sysctl is named {name:?}")))?;
+        fs::write(&path, value).or_refuse(|| format!("cannot set sysctl {name} to {value:?}"))?;
+    }
+    Ok(())
+}
+
+/// `net.ipv4.ip_forward`, or with slashes where a name has dots in it (sysctl(8)).
+fn sysctl_path(name: &str) -> Option<PathBuf> {
+    let relative = match name.find(['.', '/']) {
+        Some(at) if name.get(at..)?.starts_with('/') => name.to_owned(),
+        _ => name.replace('.', "/"),
+    };
+    let plain = relative
+        .split('/')
+        .all(|part| !part.is_empty() && part != ".." && part != ".");
+    plain.then(|| Path::new("/proc/sys").join(relative))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sysctls_are_named_with_dots_or_slashes() {
+        let path = |name| sysctl_path(name).map(|path| path.display().to_string());
+        assert_eq!(
+            path("net.ipv4.ip_forward").as_deref(),
+            Some("/proc/sys/net/ipv4/ip_forward")
+        );
+        assert_eq!(
+            path("net/ipv4/conf/eth0.1/forwarding").as_deref(),
+            Some("/proc/sys/net/ipv4/conf/eth0.1/forwarding")
+        );
+        for name in ["", "/etc/passwd", "net/../../x", "net..x", "."] {
+            assert_eq!(path(name), None, "{name}");
+        }
+    }
+}
