@@ -126,15 +126,15 @@ fn build(workspace: &Path, home: &Path, to: &Path) -> Result<()> {
 fn pack(init: &Path, kernel: &Kernel, to: &Path) -> Result<Vec<String>> {
     let mut archive = Archive::default();
     for directory in ["dev", "modules", "proc", "sys"] {
-        archive.directory(directory);
+        archive.directory(directory)?;
     }
-    archive.character_device("dev/console", 5, 1);
-    archive.file("init", 0o755, &fs::read(init)?);
+    archive.character_device("dev/console", 5, 1)?;
+    archive.file("init", 0o755, &fs::read(init)?)?;
     let mut names = Vec::new();
     for module in initramfs::modules(&kernel.modules())? {
-        archive.file(&format!("modules/{}", module.name), 0o644, &module.bytes);
+        archive.file(&format!("modules/{}", module.name), 0o644, &module.bytes)?;
         names.push(module.name);
     }
-    fs::write(to, archive.finish()).with_context(|| format!("write {}", to.display()))?;
+    fs::write(to, archive.finish()?).with_context(|| format!("write {}", to.display()))?;
     Ok(names)
 }

@@ -5,10 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use cpio::newc::{self, Builder};
 
 /// What the machine has from the start, without their dependencies.
 const MODULES: [&str; 11] = [
@@ -123,64 +125,35 @@ fn depends(module: &[u8]) -> Vec<String> {
 
 /// A cpio archive in the making. Archives may be joined: the kernel unpacks them in turn.
 #[derive(Default)]
-pub(super) struct Archive {
-    bytes: Vec<u8>,
-    entries: u32,
-}
+pub(super) struct Archive(Vec<u8>);
 
 impl Archive {
-    pub(super) fn directory(&mut self, name: &str) {
-        self.entry(name, 0o040_755, (0, 0), &[]);
+    pub(super) fn directory(&mut self, name: &str) -> Result<()> {
+        self.entry(Builder::new(name).mode(0o040_755), &[])
     }
 
-    pub(super) fn file(&mut self, name: &str, permissions: u32, content: &[u8]) {
-        self.entry(name, 0o100_000 | permissions, (0, 0), content);
+    pub(super) fn file(&mut self, name: &str, permissions: u32, content: &[u8]) -> Result<()> {
+        self.entry(Builder::new(name).mode(0o100_000 | permissions), content)
     }
 
-    pub(super) fn character_device(&mut self, name: &str, major: u32, minor: u32) {
-        self.entry(name, 0o020_600, (major, minor), &[]);
+    pub(super) fn character_device(&mut self, name: &str, major: u32, minor: u32) -> Result<()> {
+        let device = Builder::new(name).mode(0o020_600);
+        self.entry(device.rdev_major(major).rdev_minor(minor), &[])
     }
 
     /// The whole archive.
-    pub(super) fn finish(mut self) -> Vec<u8> {
-        self.entry("TRAILER!!!", 0, (0, 0), &[]);
-        self.bytes.resize(self.bytes.len().next_multiple_of(512), 0);
-        self.bytes
+    pub(super) fn finish(self) -> Result<Vec<u8>> {
+        let mut bytes = newc::trailer(self.0).context("end an archive")?;
+        bytes.resize(bytes.len().next_multiple_of(512), 0);
+        Ok(bytes)
     }
 
-    fn entry(&mut self, name: &str, mode: u32, device: (u32, u32), content: &[u8]) {
-        self.entries += 1;
-        let size = u32::try_from(content.len()).unwrap_or(u32::MAX);
-        let name_size = u32::try_from(name.len() + 1).unwrap_or(u32::MAX);
-        let fields = [
-            self.entries,
-            mode,
-            0,
-            0,
-            1,
-            0,
-            size,
-            0,
-            0,
-            device.0,
-            device.1,
-            name_size,
-            0,
-        ];
-        self.bytes.extend_from_slice(b"070701");
-        for field in fields {
-            self.bytes
-                .extend_from_slice(format!("{field:08x}").as_bytes());
-        }
-        self.bytes.extend_from_slice(name.as_bytes());
-        self.bytes.push(0);
-        self.pad();
-        self.bytes.extend_from_slice(content);
-        self.pad();
-    }
-
-    fn pad(&mut self) {
-        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    fn entry(&mut self, entry: Builder, content: &[u8]) -> Result<()> {
+        let size = u32::try_from(content.len()).context("a file is past 4 GiB")?;
+        let mut writer = entry.nlink(1).write(&mut self.0, size);
+        writer.write_all(content)?;
+        writer.finish()?;
+        Ok(())
     }
 }
 
@@ -203,33 +176,30 @@ mod tests {
     }
 
     #[test]
-    fn an_archive_reads_back_by_cpio() {
-        let mut archive = Archive::default();
-        archive.directory("dir");
-        archive.file("dir/file", 0o755, b"hello");
-        let bytes = archive.finish();
-        assert_eq!(bytes.len() % 512, 0);
-        let listed = list(&bytes);
-        assert_eq!(listed, [("dir".into(), 0), ("dir/file".into(), 5)]);
-    }
-
-    /// Reads an archive independently of the writer's own arithmetic.
-    fn list(mut bytes: &[u8]) -> Vec<(String, usize)> {
-        let mut found = Vec::new();
-        loop {
-            let field = |index: usize| {
-                let at = 6 + index * 8;
-                usize::from_str_radix(std::str::from_utf8(&bytes[at..at + 8]).unwrap(), 16).unwrap()
-            };
-            assert_eq!(&bytes[..6], b"070701");
-            let (size, name_size) = (field(6), field(11));
-            let name = String::from_utf8(bytes[110..110 + name_size - 1].to_vec()).unwrap();
-            if name == "TRAILER!!!" {
-                return found;
+    fn joined_archives_read_back() {
+        let mut first = Archive::default();
+        first.directory("dir").unwrap();
+        first.file("dir/file", 0o755, b"hello").unwrap();
+        let mut joined = first.finish().unwrap();
+        assert_eq!(joined.len() % 512, 0);
+        let start = joined.len();
+        let mut second = Archive::default();
+        second.character_device("null", 1, 3).unwrap();
+        joined.extend(second.finish().unwrap());
+        let names = |bytes: &[u8]| -> Vec<(String, u32)> {
+            let mut rest = std::io::Cursor::new(bytes);
+            let mut found = Vec::new();
+            loop {
+                let reader = newc::Reader::new(&mut rest).unwrap();
+                if reader.entry().is_trailer() {
+                    return found;
+                }
+                let entry = reader.entry();
+                found.push((entry.name().to_owned(), entry.file_size()));
+                reader.finish().unwrap();
             }
-            found.push((name, size));
-            let data = (110 + name_size).div_ceil(4) * 4;
-            bytes = &bytes[(data + size).div_ceil(4) * 4..];
-        }
+        };
+        assert_eq!(names(&joined), [("dir".into(), 0), ("dir/file".into(), 5)]);
+        assert_eq!(names(&joined[start..]), [("null".into(), 0)]);
     }
 }

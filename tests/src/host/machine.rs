@@ -303,10 +303,10 @@ fn write_initrd(directory: &Path, plan: &Plan<'_>, state: &State) -> Result<()> 
         modules: plan.image.modules.clone(),
     };
     let mut settings = Archive::default();
-    settings.file("boot.json", 0o600, &serde_json::to_vec(&boot)?);
+    settings.file("boot.json", 0o600, &serde_json::to_vec(&boot)?)?;
     let mut initrd = fs::read(&plan.image.initramfs).context("read the initramfs")?;
     ensure!(initrd.len() % 4 == 0, "the initramfs is cut short");
-    initrd.extend_from_slice(&settings.finish());
+    initrd.extend_from_slice(&settings.finish()?);
     private_file(&directory.join("initrd"), &initrd)
 }
 

@@ -29,6 +29,7 @@ pub mod wire;
 
 use std::env;
 use std::fs::{self, File};
+use std::io::{self, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 
@@ -120,6 +121,26 @@ impl Host {
             workspace,
             lease: Some(lease),
         })
+    }
+
+    /// For a test: as [`Self::acquire`], or none after saying aloud why the test is skipped.
+    ///
+    /// # Panics
+    /// Instead of a skip where `HULL_REQUIRE_KVM` is 1.
+    #[expect(clippy::panic, reason = "a test that must not be skipped fails")]
+    #[must_use]
+    pub fn acquire_or_skip(options: &Options) -> Option<Self> {
+        match Self::acquire(options) {
+            Ok(host) => Some(host),
+            Err(error) if env::var("HULL_REQUIRE_KVM").is_ok_and(|value| value == "1") => {
+                panic!("no KVM host, and HULL_REQUIRE_KVM=1: {error:#}")
+            }
+            Err(error) => {
+                // Not by eprintln: the test harness would keep it to itself.
+                let _said = writeln!(io::stderr(), "SKIPPED, no KVM host: {error:#}");
+                None
+            }
+        }
     }
 
     /// Ends the warm machine that these options name. True if there was one.

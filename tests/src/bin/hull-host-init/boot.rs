@@ -156,8 +156,13 @@ fn switch_root() -> Result<()> {
         "nsdelegate,memory_recursiveprot",
     )?;
     place("debugfs", "debugfs", "/sys/kernel/debug", "")?;
+    place("securityfs", "securityfs", "/sys/kernel/security", "")?;
     place("tracefs", "tracefs", "/sys/kernel/tracing", "")?;
     place("bpf", "bpf", "/sys/fs/bpf", "mode=700")?;
+    // As udev's rules have them: a jailed process opens them under an identity of its own.
+    for device in ["/dev/kvm", "/dev/net/tun", "/dev/fuse", "/dev/vhost-vsock"] {
+        rustix::fs::chmod(device, 0o666.into()).with_context(|| format!("open up {device}"))?;
+    }
     for (link, target) in [
         ("/dev/fd", "/proc/self/fd"),
         ("/dev/stdin", "/proc/self/fd/0"),
