@@ -134,15 +134,6 @@ impl<R: Read> HashingReader<R> {
         }
     }
 
-    /// Bytes read so far.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    pub(crate) fn get_ref(&self) -> &R {
-        &self.source
-    }
-
     /// Digest of all bytes read so far, and their count.
     pub(crate) fn finish(self) -> (Digest, u64) {
         (self.hasher.finish(), self.bytes)

@@ -29,7 +29,7 @@ pub enum PullError {
     NotFound {
         /// The reference asked for.
         reference: String,
-        /// What the registry says; empty or beginning with ": ".
+        /// What the registry says; in parentheses, or empty.
         reason: String,
     },
     /// The registry asks us to slow down, and did so on every attempt.

@@ -4,12 +4,21 @@
 //! is what was declared. Refuses: deciding what a downloaded layer may contain (`unpack` does) and
 //! writing to the disk but through the store.
 
+mod client;
+mod credentials;
 mod error;
+mod fetch;
 
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+
+use self::client::Client;
+use self::fetch::Fetcher;
 use crate::Reference;
 use crate::digest::Digest;
-use crate::progress::{Progress, Silent};
-use crate::store::{Image, ImageStore};
+use crate::manifest::{self, Document, Manifest};
+use crate::progress::{Progress, Silent, Step};
+use crate::store::{Entry, Image, ImageStore, Layer};
 
 pub use error::PullError;
 
@@ -107,10 +116,211 @@ impl ImageStore {
         reference: &Reference,
         options: &PullOptions<'_>,
     ) -> Result<Pulled, PullError> {
-        let _ = (reference, options);
-        Err(PullError::NotFound {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("hull-registry")
+            .enable_all()
+            .build()
+            .map_err(|error| PullError::Registry {
+                registry: reference.registry_address().to_owned(),
+                reason: format!("cannot start a client: {error}"),
+            })?;
+        let auth = credentials::find(&options.auth, reference)?;
+        let client = Client::new(reference, auth, options)?;
+        let fetcher = Fetcher {
+            client: &client,
+            store: self,
+            runtime: &runtime,
+            options,
             reference: reference.familiar(),
-            reason: String::new(),
+        };
+        fetcher.pull(reference)
+    }
+}
+
+impl Fetcher<'_> {
+    fn pull(&self, reference: &Reference) -> Result<Pulled, PullError> {
+        let stored = |source| self.stored(source);
+        let _hold = self.store.hold().map_err(stored)?;
+        let before = self.store.resolve(&reference.to_string()).map_err(stored)?;
+        self.attempt(|| self.client.authenticate())?;
+        let (bytes, top_digest) = self.top(reference)?;
+        let (bytes, manifest) = self.image_manifest(bytes)?;
+        let digest = self.store.put_blob(&bytes).map_err(stored)?;
+        let image = self.contents(&digest, bytes.len() as u64, &manifest)?;
+        let entry = Entry {
+            digest: digest.clone(),
+            size: bytes.len() as u64,
+            media_type: manifest.media_type,
+            image_id: image.id.clone(),
+            tag: reference.digest().is_none().then(|| reference.clone()),
+            pinned: Some(reference.with_digest(&top_digest)),
+        };
+        self.store.record(entry).map_err(stored)?;
+        let image = self
+            .store
+            .resolve(&digest_name(reference, &top_digest))
+            .map_err(stored)?;
+        let image = image.ok_or_else(|| self.unusable("it vanished from the store".to_owned()))?;
+        let newer = before.is_none_or(|before| before.digest != digest);
+        Ok(Pulled {
+            image,
+            digest: top_digest,
+            newer,
         })
     }
+
+    /// The document that the reference names, and its digest.
+    fn top(&self, reference: &Reference) -> Result<(Vec<u8>, Digest), PullError> {
+        match reference.digest() {
+            Some(digest) => Ok((self.document(digest)?, digest.clone())),
+            None => {
+                let tag = reference.tag().unwrap_or("latest");
+                let bytes = self.attempt(|| self.client.manifest(tag))?;
+                let digest = Digest::of(&bytes);
+                Ok((bytes, digest))
+            }
+        }
+    }
+
+    /// A manifest or index by its digest, verified.
+    fn document(&self, digest: &Digest) -> Result<Vec<u8>, PullError> {
+        let name = digest.to_string();
+        let bytes = self.attempt(|| self.client.manifest(&name))?;
+        match Digest::of(&bytes) {
+            actual if actual == *digest => Ok(bytes),
+            actual => Err(self.stored(crate::store::StoreError::DigestMismatch {
+                expected: digest.clone(),
+                actual,
+            })),
+        }
+    }
+
+    /// The image's own manifest, chosen from `bytes` if that is an index.
+    fn image_manifest(&self, bytes: Vec<u8>) -> Result<(Vec<u8>, Manifest), PullError> {
+        let unusable = |error: manifest::ManifestError| self.unusable(error.to_string());
+        let entries = match Document::parse(&bytes).map_err(unusable)? {
+            Document::Image(manifest) => return Ok((bytes, manifest)),
+            Document::Index(entries) => entries,
+        };
+        let Platform {
+            os,
+            architecture,
+            variant,
+        } = &self.options.platform;
+        let chosen =
+            manifest::choose(&entries, os, architecture, variant.as_deref()).map_err(unusable)?;
+        let bytes = self.document(&chosen.digest)?;
+        if bytes.len() as u64 != chosen.size {
+            return Err(self.stored(crate::store::StoreError::SizeMismatch {
+                digest: chosen.digest.clone(),
+                declared: chosen.size,
+                actual: bytes.len() as u64,
+            }));
+        }
+        let manifest = Manifest::parse(&bytes).map_err(unusable)?;
+        Ok((bytes, manifest))
+    }
+
+    /// Configuration and layers: fetched, verified, unpacked.
+    fn contents(
+        &self,
+        digest: &Digest,
+        manifest_bytes: u64,
+        manifest: &Manifest,
+    ) -> Result<Image, PullError> {
+        let config = &manifest.config;
+        if config.size > manifest::MAX_BYTES {
+            let most = manifest::MAX_BYTES;
+            return Err(self.unusable(format!("its configuration is larger than {most} bytes")));
+        }
+        self.blob(&config.digest, config.size)?;
+        let stored = |source| self.stored(source);
+        let bytes = self
+            .store
+            .read_blob(&config.digest, manifest::MAX_BYTES)
+            .map_err(stored)?;
+        let image =
+            Image::from_parts(digest.clone(), manifest_bytes, manifest, &bytes).map_err(stored)?;
+        self.check_platform(&image)?;
+        self.fetch_layers(&image.layers)?;
+        self.store
+            .unpacked_layers(&image, self.options.progress)
+            .map_err(stored)?;
+        Ok(image)
+    }
+
+    fn check_platform(&self, image: &Image) -> Result<(), PullError> {
+        let wanted = &self.options.platform;
+        let (os, architecture) = (
+            image.config.os().to_string(),
+            image.config.architecture().to_string(),
+        );
+        if os == wanted.os && architecture == wanted.architecture {
+            return Ok(());
+        }
+        let wanted = format!("{}/{}", wanted.os, wanted.architecture);
+        Err(self.unusable(format!(
+            "the image is for {os}/{architecture}, not for {wanted}"
+        )))
+    }
+
+    /// Fetches several layers at once; the first that fails for good stops those not begun.
+    fn fetch_layers(&self, layers: &[Layer]) -> Result<(), PullError> {
+        let progress = self.options.progress;
+        let sizes: Vec<_> = layers.iter().map(|l| (l.digest.clone(), l.size)).collect();
+        progress.layers(&sizes);
+        let mut seen = BTreeSet::new();
+        let mut waiting: Vec<&Layer> = layers.iter().filter(|l| seen.insert(&l.digest)).collect();
+        waiting.retain(|layer| !self.store.has_blob(&layer.digest));
+        for layer in &waiting {
+            progress.step(
+                &layer.digest,
+                Step::Waiting {
+                    total_bytes: layer.size,
+                },
+            );
+        }
+        waiting.reverse();
+        let workers = self.options.concurrency.clamp(1, 16).min(waiting.len());
+        let queue = Mutex::new((waiting, None));
+        let work = || {
+            loop {
+                let next = match queue.lock() {
+                    Ok(mut state) if state.1.is_none() => state.0.pop(),
+                    _ => None,
+                };
+                let Some(layer) = next else { return };
+                match self.blob(&layer.digest, layer.size) {
+                    Ok(()) => progress.step(&layer.digest, Step::Downloaded),
+                    Err(error) => {
+                        if let Ok(mut state) = queue.lock() {
+                            state.1.get_or_insert(error);
+                        }
+                    }
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..workers {
+                scope.spawn(work);
+            }
+        });
+        match queue.into_inner().map(|(_, error)| error) {
+            Ok(None) => Ok(()),
+            Ok(Some(error)) => Err(error),
+            Err(_) => Err(self.unusable("a download thread panicked".to_owned())),
+        }
+    }
+
+    fn unusable(&self, reason: String) -> PullError {
+        PullError::Manifest {
+            reference: self.reference.clone(),
+            reason,
+        }
+    }
+}
+
+fn digest_name(reference: &Reference, digest: &Digest) -> String {
+    reference.with_digest(digest).to_string()
 }

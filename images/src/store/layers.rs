@@ -62,7 +62,6 @@ impl ImageStore {
         };
         let job = unpack::Job {
             diff_id: Some(&layer.diff_id),
-            compression_hint: layer.compression,
             below,
             limits: self.limits(),
             report: &report,

@@ -4,7 +4,14 @@
 //! Refuses: everything else of the host; it follows no link out of that directory and trusts no
 //! length.
 
+mod entry;
 mod error;
+mod extended;
+mod path;
+mod sparse;
+mod stream;
+mod tar;
+mod tree;
 
 use std::fs::File;
 use std::io;
@@ -13,7 +20,6 @@ use std::path::{Path, PathBuf};
 pub use error::UnpackError;
 
 use crate::digest::Digest;
-use crate::manifest::Compression;
 
 /// What a layer may cost. Each is checked while unpacking, not after.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,8 +58,6 @@ impl Default for Limits {
 pub(crate) struct Job<'a> {
     /// What the uncompressed tar must hash to, when that is known.
     pub(crate) diff_id: Option<&'a Digest>,
-    /// What the media type says; the first bytes decide.
-    pub(crate) compression_hint: Compression,
     /// Directories of the layers below, base first: a directory that this layer uses without
     /// describing it gets its attributes from there.
     pub(crate) below: &'a [PathBuf],
@@ -62,18 +66,25 @@ pub(crate) struct Job<'a> {
     pub(crate) report: &'a dyn Fn(u64),
 }
 
-/// Unpacks the layer `blob` into the empty directory `target`.
+/// Unpacks the layer `blob` into the empty directory `target`, which is in overlayfs's form then.
+/// On failure `target` holds part of the layer: the caller deletes it.
 pub(crate) fn unpack(blob: File, target: &Path, job: &Job<'_>) -> Result<(), UnpackError> {
-    let _ = (
-        blob,
-        target,
-        job.diff_id,
-        job.compression_hint,
-        job.below,
-        job.limits,
-        job.report,
-    );
-    Err(UnpackError::Truncated)
+    let tree = tree::Tree::open(target, job.below, job.limits)?;
+    let mut maker = entry::Maker::new(tree, job.limits)?;
+    let mut archive = tar::Archive::new(stream::Stream::open(blob, job)?, job.limits);
+    while let Some(entry) = archive.next_entry()? {
+        maker.make(&entry, &mut archive)?;
+    }
+    maker.finish()?;
+    // What follows the end marker belongs to the digest, and to nothing else.
+    let actual = archive.into_source().finish()?;
+    match job.diff_id {
+        Some(expected) if *expected != actual => Err(UnpackError::DiffId {
+            expected: expected.clone(),
+            actual,
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Deletes a directory and all below it, following nothing.
