@@ -1,0 +1,295 @@
+//! The file system device (virtio 1.3 §5.11): host directories that a guest
+//! mounts by their tag, in FUSE's words.
+//!
+//! ```text
+//!  ring ─► Fs: caps, counts ─► fuse-backend-rs: parses ─► Tree: rights ─► host files
+//! ```
+//!
+//! Owns the queues, the caps on a request's size and the counts. The parsing of
+//! requests and the copying between files and guest memory are
+//! `fuse-backend-rs`'s; its own passthrough file system isn't used: it takes
+//! flags, `..` and sizes as a guest gives them, knows no read-only export,
+//! remembers every inode it has seen, and finds its root by path.
+
+mod attributes;
+mod contents;
+mod directories;
+mod export;
+mod files;
+mod filesystem;
+mod identity;
+mod names;
+mod nodes;
+mod stats;
+mod tree;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use fuse_backend_rs::api::server::Server;
+use fuse_backend_rs::transport::{Reader, VirtioFsWriter, Writer};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+pub use self::export::{CachePolicy, FsExport};
+pub use self::stats::FsStats;
+use self::tree::Tree;
+use super::device::{
+    Activation, DeviceError, Persist, RestoreError, VirtioDevice, read_config_bytes,
+};
+use super::queue::{Chain, Queue, QueueError};
+use crate::spec::{FsSpec, MAX_FS_TAG_BYTES};
+
+/// The queue for urgent requests and the one for all others (virtio 1.3 §5.11.2).
+const QUEUE_SIZES: [u16; 2] = [128, 512];
+
+/// Bytes of a request, and of the room for its answer: 1 MiB of data and what
+/// is around it. `FUSE_INIT` tells the guest of 1 MiB.
+const MAX_MESSAGE_BYTES: usize = (1 << 20) + 4096;
+
+/// Bytes of `struct fuse_in_header` and of `struct fuse_out_header`.
+const IN_HEADER_BYTES: usize = 40;
+const OUT_HEADER_BYTES: usize = 16;
+
+/// `FUSE_DESTROY`, whose answer the parser doesn't count.
+const DESTROY: u32 = 38;
+
+/// `FUSE_SYNCFS`, which the parser doesn't know.
+const SYNCFS: u32 = 50;
+
+/// Operations that are never answered: `FUSE_FORGET`, `FUSE_INTERRUPT`, `FUSE_BATCH_FORGET`.
+const UNANSWERED: [u32; 3] = [2, 36, 42];
+
+/// How much of its host a guest may hold on to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FsLimits {
+    /// Inodes remembered; each takes a descriptor. `ENOMEM` beyond.
+    pub inodes: usize,
+    /// Files and directories open; each takes a descriptor. `ENFILE` beyond.
+    pub handles: usize,
+}
+
+impl Default for FsLimits {
+    fn default() -> Self {
+        Self {
+            inodes: 400_000,
+            handles: 65_536,
+        }
+    }
+}
+
+/// What a snapshot keeps of the device: a file system that is mounted can't be saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FsState {
+    /// The tag it is mounted by.
+    pub tag: String,
+    /// A guest had it mounted: such a state can't be restored.
+    pub mounted: bool,
+}
+
+/// The file system device.
+pub struct Fs {
+    tag: String,
+    tree: Arc<Tree>,
+    server: Server<Arc<Tree>>,
+    stats: Arc<FsStats>,
+}
+
+impl fmt::Debug for Fs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fs")
+            .field("tag", &self.tag)
+            .field("exports", &self.tree.exports)
+            .field("stats", &self.stats)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Fs {
+    /// A device that shows `exports`.
+    ///
+    /// To be built by the process that will serve it, while it sees `/proc`:
+    /// files are opened through its own table of descriptors. Clears the
+    /// process's umask, so that files get the mode that the guest asks for.
+    ///
+    /// # Errors
+    /// Names that can't be or are there twice, directories that aren't, no `/proc`.
+    pub fn new(spec: &FsSpec, exports: Vec<FsExport>, limits: FsLimits) -> io::Result<Self> {
+        rustix::process::umask(rustix::fs::Mode::empty());
+        let tree = Arc::new(Tree::new(exports, limits)?);
+        Ok(Self {
+            tag: spec.tag.clone(),
+            server: Server::new(Arc::clone(&tree)),
+            tree,
+            stats: Arc::default(),
+        })
+    }
+
+    /// The counts of requests, readable at any time.
+    #[must_use]
+    pub fn stats(&self) -> Arc<FsStats> {
+        Arc::clone(&self.stats)
+    }
+
+    fn serve(&self, queue: &mut Queue) -> Result<(), QueueError> {
+        while let Some(chain) = queue.pop()? {
+            let written = self.answer(&chain)?;
+            queue.complete(&chain, u32::try_from(written).unwrap_or(u32::MAX))?;
+        }
+        Ok(())
+    }
+
+    /// Carries out one request; the bytes of its answer.
+    fn answer(&self, chain: &Chain) -> Result<usize, QueueError> {
+        let Some(request) = Request::of(chain)? else {
+            return Ok(0);
+        };
+        self.stats.count(request.opcode);
+        if chain.readable_len() as usize > MAX_MESSAGE_BYTES
+            || chain.writable_len() as usize > MAX_MESSAGE_BYTES
+        {
+            return request.fail(chain, Errno::TOOBIG);
+        }
+        match request.opcode {
+            DESTROY => {
+                self.tree.unmount();
+                request.reply(chain, 0)
+            }
+            SYNCFS => match self.tree.sync_all() {
+                Ok(()) => request.reply(chain, 0),
+                Err(error) => request.reply(chain, error.raw_os_error().unwrap_or(libc::EIO)),
+            },
+            _ if !request.is_parsed() => request.fail(chain, Errno::NOSYS),
+            _ => match self.parse(chain) {
+                Some(written) => Ok(written),
+                None => request.fail(chain, Errno::INVAL),
+            },
+        }
+    }
+
+    /// Hands the request to the parser; `None` when it made nothing of it.
+    fn parse(&self, chain: &Chain) -> Option<usize> {
+        let memory = chain.memory().as_ref();
+        let reader = Reader::from_descriptor_chain(memory, chain.descriptors()).ok()?;
+        let writer = VirtioFsWriter::new(memory, chain.descriptors()).ok()?;
+        // The descriptors were read again from the guest: what was checked may be gone.
+        if reader.available_bytes() > MAX_MESSAGE_BYTES
+            || writer.available_bytes() > MAX_MESSAGE_BYTES
+        {
+            return None;
+        }
+        self.server
+            .handle_message(reader, Writer::VirtioFs(writer), None, None)
+            .ok()
+    }
+}
+
+/// The header of a request (`struct fuse_in_header` of Linux), as far as it is looked at here.
+#[derive(Debug, Clone, Copy)]
+struct Request {
+    opcode: u32,
+    unique: [u8; 8],
+}
+
+impl Request {
+    fn of(chain: &Chain) -> Result<Option<Self>, QueueError> {
+        if (chain.readable_len() as usize) < IN_HEADER_BYTES {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            opcode: u32::from_le_bytes(chain.read_array(4)?),
+            unique: chain.read_array(8)?,
+        }))
+    }
+
+    /// The parser knows the operation. Its table has gaps, which it mustn't be asked for.
+    fn is_parsed(self) -> bool {
+        matches!(self.opcode, 1..=6 | 8..=18 | 20..=46)
+    }
+
+    fn fail(self, chain: &Chain, errno: Errno) -> Result<usize, QueueError> {
+        self.reply(chain, errno.raw_os_error())
+    }
+
+    /// An answer of a header alone, if the guest has room for it and waits for one.
+    fn reply(self, chain: &Chain, errno: i32) -> Result<usize, QueueError> {
+        if (chain.writable_len() as usize) < OUT_HEADER_BYTES || UNANSWERED.contains(&self.opcode) {
+            return Ok(0);
+        }
+        let mut header = [0; OUT_HEADER_BYTES];
+        header[..4].copy_from_slice(&16u32.to_le_bytes());
+        header[4..8].copy_from_slice(&(-errno).to_le_bytes());
+        header[8..].copy_from_slice(&self.unique);
+        chain.write_at(0, &header)?;
+        Ok(OUT_HEADER_BYTES)
+    }
+}
+
+impl Persist for Fs {
+    const UNIT: &'static str = "fs";
+    type State = FsState;
+
+    fn save(&self) -> FsState {
+        FsState {
+            tag: self.tag.clone(),
+            mounted: self.tree.is_mounted(),
+        }
+    }
+
+    fn restore(&mut self, state: FsState) -> Result<(), RestoreError> {
+        let why = if state.mounted {
+            "it was saved while the guest had it mounted".to_owned()
+        } else if state.tag != self.tag {
+            format!(
+                "it was saved with tag {:?}, the device has {:?}",
+                state.tag, self.tag
+            )
+        } else {
+            return Ok(());
+        };
+        Err(RestoreError::Mismatch {
+            unit: Self::UNIT.to_owned(),
+            why,
+        })
+    }
+}
+
+impl VirtioDevice for Fs {
+    const ID: u32 = 26;
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        // virtio 1.3 §5.11.4: the tag, padded with zeros, and the number of request queues.
+        let mut config = [0; MAX_FS_TAG_BYTES + 4];
+        for (to, from) in config
+            .iter_mut()
+            .zip(self.tag.bytes().take(MAX_FS_TAG_BYTES))
+        {
+            *to = from;
+        }
+        config[MAX_FS_TAG_BYTES] = 1;
+        read_config_bytes(&config, offset, data);
+    }
+
+    fn activate(&mut self, _activation: Activation) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn on_queue(&mut self, index: usize, queues: &mut [Queue]) -> Result<(), DeviceError> {
+        if let Some(queue) = queues.get_mut(index) {
+            self.serve(queue)?;
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.tree.unmount();
+    }
+}

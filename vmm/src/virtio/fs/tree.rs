@@ -1,0 +1,329 @@
+//! The tree a guest sees: a pseudo root, under it one directory per export.
+//!
+//! Owns what all operations share: the exports, the nodes and files the guest
+//! knows, and how an inode becomes an open file. Refuses every change to the
+//! pseudo root and to read-only exports, names that lead out of a directory,
+//! and to open anything but regular files and directories.
+//!
+//! An inode is only ever reached from its parent's descriptor by one name that
+//! isn't followed, or from its own descriptor: no path of the guest's is ever
+//! resolved by the host.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use fuse_backend_rs::api::filesystem::{Entry, FsOptions};
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::FsLimits;
+use super::export::{CachePolicy, FsExport, is_component, own_descriptors};
+use super::files::{Files, OpenFile};
+use super::nodes::{Node, Nodes, ROOT, Seen, root_attributes};
+
+/// What was agreed on at `FUSE_INIT`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Session {
+    /// Nobody has mounted the file system.
+    Unmounted,
+    /// Somebody has.
+    Mounted {
+        /// Files are read and written without being opened.
+        no_open: bool,
+        /// Directories, too.
+        no_opendir: bool,
+    },
+}
+
+#[derive(Debug)]
+pub(super) struct Export {
+    pub(super) name: String,
+    pub(super) read_only: bool,
+    pub(super) cache: CachePolicy,
+    pub(super) root: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    session: Session,
+    pub(super) nodes: Nodes,
+    pub(super) files: Files,
+}
+
+#[derive(Debug)]
+pub(super) struct Tree {
+    pub(super) exports: Vec<Export>,
+    own_descriptors: File,
+    state: Mutex<State>,
+}
+
+impl Tree {
+    /// # Errors
+    /// Names that can't be, names twice, directories that aren't.
+    pub(super) fn new(exports: Vec<FsExport>, limits: FsLimits) -> io::Result<Self> {
+        let mut nodes = Nodes::new(limits.inodes.saturating_add(exports.len()));
+        let mut known: Vec<Export> = Vec::with_capacity(exports.len());
+        for (index, export) in exports.into_iter().enumerate() {
+            export.check()?;
+            if known.iter().any(|other| other.name == export.name) {
+                return Err(Errno::EXIST.into());
+            }
+            let root = nodes.pin(index, export.directory)?;
+            known.push(Export {
+                name: export.name,
+                read_only: export.read_only,
+                cache: export.cache,
+                root,
+            });
+        }
+        let state = State {
+            session: Session::Unmounted,
+            nodes,
+            files: Files::new(limits.handles),
+        };
+        Ok(Self {
+            exports: known,
+            own_descriptors: own_descriptors()?,
+            state: Mutex::new(state),
+        })
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A guest mounts the file system: what it may do of what it can.
+    ///
+    /// Opening is left out only when nobody else writes to any export: the
+    /// guest's kernel decides it for the whole file system, and with it that
+    /// contents are kept from one opening to the next.
+    pub(super) fn mount(&self, capable: FsOptions) -> FsOptions {
+        self.unmount();
+        let ours_alone = self
+            .exports
+            .iter()
+            .all(|export| export.cache == CachePolicy::Always);
+        let unchanging = ours_alone && self.exports.iter().all(|export| export.read_only);
+        let no_open = ours_alone && capable.contains(FsOptions::ZERO_MESSAGE_OPEN);
+        let no_opendir = unchanging && capable.contains(FsOptions::ZERO_MESSAGE_OPENDIR);
+        self.lock().session = Session::Mounted {
+            no_open,
+            no_opendir,
+        };
+        let mut options = FsOptions::ASYNC_READ
+            | FsOptions::BIG_WRITES
+            | FsOptions::PARALLEL_DIROPS
+            | FsOptions::ASYNC_DIO
+            | FsOptions::MAX_PAGES
+            | FsOptions::DO_READDIRPLUS
+            | FsOptions::HANDLE_KILLPRIV_V2
+            | FsOptions::INIT_EXT
+            | FsOptions::ABORT_ERROR;
+        options.set(FsOptions::ZERO_MESSAGE_OPEN, no_open);
+        options.set(FsOptions::ATOMIC_O_TRUNC, !no_open);
+        options.set(FsOptions::ZERO_MESSAGE_OPENDIR, no_opendir);
+        options.set(FsOptions::CACHE_SYMLINKS, ours_alone);
+        // Contents the guest holds are never wrong, whatever their size and time
+        // become. Else they are dropped at the next opening, or when the size changed.
+        options.set(FsOptions::EXPLICIT_INVAL_DATA, ours_alone);
+        options.set(FsOptions::READDIRPLUS_AUTO, !ours_alone);
+        options & capable
+    }
+
+    /// Nobody has the file system mounted: nothing the guest knew is left.
+    pub(super) fn unmount(&self) {
+        let mut state = self.lock();
+        state.session = Session::Unmounted;
+        state.files.clear();
+        state.nodes.clear();
+    }
+
+    pub(super) fn is_mounted(&self) -> bool {
+        self.lock().session != Session::Unmounted
+    }
+
+    pub(super) fn export(&self, index: usize) -> Result<&Export, Errno> {
+        self.exports.get(index).ok_or(Errno::BADF)
+    }
+
+    /// Opens the contents of a node by its own descriptor.
+    ///
+    /// # Errors
+    /// `EBADF` for anything but regular files and directories; `open(2)`'s.
+    pub(super) fn reopen(&self, node: &Node, flags: OFlags) -> io::Result<File> {
+        match node.kind {
+            FileType::RegularFile | FileType::Directory => {}
+            _ => return Err(Errno::BADF.into()),
+        }
+        Ok(File::from(rustix::fs::openat(
+            &self.own_descriptors,
+            own_name(&node.fd),
+            flags | OFlags::CLOEXEC | OFlags::NOCTTY,
+            Mode::empty(),
+        )?))
+    }
+
+    /// The `O_PATH` descriptor of a file that was just made.
+    pub(super) fn path_of(&self, file: &File) -> io::Result<OwnedFd> {
+        Ok(rustix::fs::openat(
+            &self.own_descriptors,
+            file.as_raw_fd().to_string(),
+            OFlags::PATH | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?)
+    }
+
+    /// Where [`own_name`]s are looked up.
+    pub(super) fn descriptors(&self) -> &File {
+        &self.own_descriptors
+    }
+
+    /// The guest is told of what `seen` is.
+    pub(super) fn entry(&self, export: usize, seen: Seen) -> io::Result<Entry> {
+        let cache = self.export(export)?.cache;
+        let (entry_timeout, attr_timeout) = cache.timeouts(seen.kind == FileType::Directory);
+        Ok(Entry {
+            inode: seen.id,
+            generation: 0,
+            attr: seen.attributes,
+            attr_flags: 0,
+            attr_timeout,
+            entry_timeout,
+        })
+    }
+
+    /// Looks `name` up in `parent` and tells the guest of it.
+    pub(super) fn find(&self, state: &mut State, parent: u64, name: &CStr) -> io::Result<Entry> {
+        if parent == ROOT {
+            return self.find_export(state, name);
+        }
+        check_name(name)?;
+        let directory = state.nodes.get(parent)?;
+        let export = directory.export;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::openat(&directory.fd, name, flags, Mode::empty()) {
+            Ok(fd) => {
+                let seen = state.nodes.remember(export, fd)?;
+                self.entry(export, seen)
+            }
+            // A name that isn't there stays so until the guest itself makes it.
+            Err(Errno::NOENT) if self.export(export)?.cache == CachePolicy::Always => {
+                let (entry_timeout, _) = CachePolicy::Always.timeouts(false);
+                Ok(Entry {
+                    entry_timeout,
+                    ..Entry::default()
+                })
+            }
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn find_export(&self, state: &mut State, name: &CStr) -> io::Result<Entry> {
+        let (index, export) = self
+            .exports
+            .iter()
+            .enumerate()
+            .find(|(_, export)| export.name.as_bytes() == name.to_bytes())
+            .ok_or(Errno::NOENT)?;
+        let attributes = state.nodes.attributes_of(export.root)?;
+        self.entry(
+            index,
+            Seen {
+                id: export.root,
+                kind: FileType::Directory,
+                attributes,
+            },
+        )
+    }
+
+    pub(super) fn root_attributes(&self) -> fuse_backend_rs::abi::fuse_abi::stat64 {
+        root_attributes(self.exports.len())
+    }
+}
+
+impl State {
+    pub(super) fn no_open(&self) -> bool {
+        matches!(self.session, Session::Mounted { no_open: true, .. })
+    }
+
+    pub(super) fn no_opendir(&self) -> bool {
+        matches!(
+            self.session,
+            Session::Mounted {
+                no_opendir: true,
+                ..
+            }
+        )
+    }
+
+    /// The node `id`, to be changed.
+    ///
+    /// # Errors
+    /// `EROFS` for the pseudo root and in read-only exports.
+    pub(super) fn changeable(&self, tree: &Tree, id: u64) -> io::Result<&Node> {
+        if id == ROOT {
+            return Err(Errno::ROFS.into());
+        }
+        let node = self.nodes.get(id)?;
+        if tree.export(node.export)?.read_only {
+            return Err(Errno::ROFS.into());
+        }
+        Ok(node)
+    }
+
+    /// The node `id`, a directory to be changed at `name`.
+    ///
+    /// # Errors
+    /// As [`State::changeable`], and `EINVAL` for names that lead elsewhere.
+    pub(super) fn changeable_at(&self, tree: &Tree, id: u64, name: &CStr) -> io::Result<&Node> {
+        check_name(name)?;
+        self.changeable(tree, id)
+    }
+
+    /// The open file for a request: by its handle, or without one for guests
+    /// that don't open.
+    pub(super) fn file(
+        &mut self,
+        tree: &Tree,
+        id: u64,
+        handle: u64,
+        writable: bool,
+    ) -> io::Result<&mut OpenFile> {
+        if !self.no_open() {
+            return Ok(self.files.get(id, handle)?);
+        }
+        let node = if writable {
+            self.changeable(tree, id)?
+        } else {
+            self.nodes.get(id)?
+        };
+        if node.kind != FileType::RegularFile {
+            return Err(Errno::BADF.into());
+        }
+        let flags = if writable {
+            OFlags::RDWR
+        } else {
+            OFlags::RDONLY
+        };
+        let Self { nodes, files, .. } = self;
+        files.kept(id, writable, || tree.reopen(nodes.get(id)?, flags))
+    }
+}
+
+/// # Errors
+/// `EINVAL` for names that lead elsewhere, `ENAMETOOLONG` for long ones.
+pub(super) fn check_name(name: &CStr) -> Result<(), Errno> {
+    match name.to_bytes() {
+        bytes if is_component(bytes) => Ok(()),
+        bytes if bytes.len() > 255 => Err(Errno::NAMETOOLONG),
+        _ => Err(Errno::INVAL),
+    }
+}
+
+/// A descriptor's name in the table of descriptors.
+pub(super) fn own_name(fd: &OwnedFd) -> String {
+    fd.as_raw_fd().to_string()
+}
