@@ -1,16 +1,18 @@
 //! Boots a kernel with a console on standard output: how one tries the machine by hand.
 //!
 //!     boot KERNEL [--initrd FILE] [--memory MIB] [--vcpus N] [--disk FILE]... [--serial]
-//!          [--cmdline TEXT] [--seconds N]
+//!          [--share NAME=DIRECTORY[:ro][:auto]]... [--cmdline TEXT] [--seconds N]
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use hull_vmm::machine::{Host, Machine};
-use hull_vmm::spec::{BlockSpec, DeviceSpec, MemoryBacking, MemorySpec, VmSpec, VsockSpec};
+use hull_vmm::spec::{BlockSpec, DeviceSpec, FsSpec, MemoryBacking, MemorySpec, VmSpec, VsockSpec};
+use hull_vmm::virtio::fs::{CachePolicy, FsExport, FsLimits};
 
 struct Wanted {
     kernel: String,
@@ -18,6 +20,7 @@ struct Wanted {
     memory_mib: u64,
     vcpus: u8,
     disks: Vec<String>,
+    shares: Vec<String>,
     serial: bool,
     cmdline: String,
     seconds: u64,
@@ -30,6 +33,7 @@ fn parse() -> Result<Wanted, String> {
         memory_mib: 256,
         vcpus: 1,
         disks: Vec::new(),
+        shares: Vec::new(),
         serial: false,
         cmdline: "console=hvc0 reboot=k panic=-1".to_owned(),
         seconds: 0,
@@ -47,6 +51,7 @@ fn parse() -> Result<Wanted, String> {
             "--memory" => wanted.memory_mib = number(value()?)?,
             "--vcpus" => wanted.vcpus = u8::try_from(number(value()?)?).unwrap_or(u8::MAX),
             "--disk" => wanted.disks.push(value()?),
+            "--share" => wanted.shares.push(value()?),
             "--cmdline" => wanted.cmdline = value()?,
             "--seconds" => wanted.seconds = number(value()?)?,
             "--serial" => wanted.serial = true,
@@ -63,8 +68,25 @@ fn open(path: &str) -> Result<File, String> {
     File::open(path).map_err(|error| format!("cannot open {path}: {error}"))
 }
 
+/// `NAME=DIRECTORY[:ro][:auto]`.
+fn share(text: &str) -> io::Result<FsExport> {
+    let (name, rest) = text.split_once('=').unwrap_or(("root", text));
+    let mut parts = rest.split(':');
+    let path = Path::new(parts.next().unwrap_or_default());
+    let words: Vec<_> = parts.collect();
+    let cache = match words.contains(&"auto") {
+        true => CachePolicy::Auto,
+        false => CachePolicy::Always,
+    };
+    FsExport::open(name, path, words.contains(&"ro"), cache)
+}
+
 fn run(wanted: Wanted) -> Result<(), Box<dyn std::error::Error>> {
     let mut devices = vec![
+        DeviceSpec::Fs(FsSpec {
+            tag: "hull".to_owned(),
+            dax_window_bytes: 0,
+        }),
         DeviceSpec::Vsock(VsockSpec { guest_cid: 3 }),
         DeviceSpec::Console,
     ];
@@ -97,6 +119,12 @@ fn run(wanted: Wanted) -> Result<(), Box<dyn std::error::Error>> {
         console_input: None,
         blocks,
         vsock_ports: BTreeMap::new(),
+        fs_exports: wanted
+            .shares
+            .iter()
+            .map(|text| share(text))
+            .collect::<io::Result<_>>()?,
+        fs_limits: FsLimits::default(),
     };
     let mut machine = Machine::build(spec.validate()?, host)?;
     machine.start()?;
@@ -107,6 +135,9 @@ fn run(wanted: Wanted) -> Result<(), Box<dyn std::error::Error>> {
         Some(machine.wait())
     };
     machine.stop();
+    if let Some(stats) = machine.fs_stats().filter(|stats| stats.total() > 0) {
+        eprintln!("requests of the fs device: {stats:?}");
+    }
     match exit {
         Some(exit) => eprintln!("machine ended: {exit}"),
         None => eprintln!("machine stopped after {} s", wanted.seconds),

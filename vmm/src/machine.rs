@@ -32,6 +32,7 @@ use crate::vcpu::Vcpus;
 use crate::virtio::block::Block;
 use crate::virtio::console::Console;
 use crate::virtio::device::DynDevice;
+use crate::virtio::fs::{Fs, FsExport, FsLimits, FsStats};
 use crate::virtio::rng::Rng;
 use crate::virtio::transport::{Board, QUEUE_NOTIFY, Slot};
 use crate::virtio::vsock::{Connector, Vsock};
@@ -55,6 +56,10 @@ pub struct Host {
     pub blocks: Vec<File>,
     /// Who takes the streams that the guest opens, by port.
     pub vsock_ports: BTreeMap<u32, Sender<UnixStream>>,
+    /// The directories of the fs device.
+    pub fs_exports: Vec<FsExport>,
+    /// How much of the host the fs device may hold on to.
+    pub fs_limits: FsLimits,
 }
 
 /// Why a machine can't be built or started.
@@ -106,6 +111,7 @@ pub struct Machine {
     bus: Arc<Bus>,
     pollers: Pollers,
     vsock: Option<Connector>,
+    fs_stats: Option<Arc<FsStats>>,
     outcome: Arc<Outcome>,
     memory_file: Option<Arc<File>>,
     _memory: GuestRam,
@@ -123,6 +129,7 @@ struct Pollers {
 struct Devices {
     slots: Vec<Arc<Slot>>,
     vsock: Option<Connector>,
+    fs_stats: Option<Arc<FsStats>>,
 }
 
 /// What the devices take from the host, taken one by one.
@@ -131,6 +138,8 @@ struct Supplies {
     console_input: Option<OwnedFd>,
     blocks: std::vec::IntoIter<File>,
     vsock_ports: BTreeMap<u32, Sender<UnixStream>>,
+    fs_exports: Vec<FsExport>,
+    fs_limits: FsLimits,
 }
 
 impl Machine {
@@ -161,6 +170,8 @@ impl Machine {
             console_input: host.console_input,
             blocks: host.blocks.into_iter(),
             vsock_ports: host.vsock_ports,
+            fs_exports: host.fs_exports,
+            fs_limits: host.fs_limits,
         };
         let mut devices = Devices::default();
         for device in &spec.devices {
@@ -190,6 +201,7 @@ impl Machine {
             bus: Arc::new(Bus::new(devices.slots, spec.debug_serial.then_some(sink))),
             pollers,
             vsock: devices.vsock,
+            fs_stats: devices.fs_stats,
             outcome,
             memory_file,
             _memory: memory,
@@ -306,6 +318,12 @@ impl Machine {
         self.vsock.clone()
     }
 
+    /// How many requests the guest made of the fs device, by kind.
+    #[must_use]
+    pub fn fs_stats(&self) -> Option<&FsStats> {
+        self.fs_stats.as_deref()
+    }
+
     /// The file that holds guest memory, with [`crate::spec::MemoryBacking::Shared`].
     #[must_use]
     pub fn memory_file(&self) -> Option<&Arc<File>> {
@@ -330,7 +348,12 @@ impl Devices {
     ) -> Result<(), BuildError> {
         let failed = |device| move |source| BuildError::Device { device, source };
         let device: Box<dyn DynDevice> = match spec {
-            DeviceSpec::Fs(_) => return Err(BuildError::NoHost("fs")),
+            DeviceSpec::Fs(spec) => {
+                let exports = std::mem::take(&mut supplies.fs_exports);
+                let fs = Fs::new(spec, exports, supplies.fs_limits).map_err(failed("fs"))?;
+                self.fs_stats = Some(fs.stats());
+                Box::new(fs)
+            }
             DeviceSpec::Vsock(vsock) => {
                 let ports = std::mem::take(&mut supplies.vsock_ports);
                 let vsock = Vsock::new(vsock.guest_cid, ports).map_err(failed("vsock"))?;
