@@ -5,11 +5,13 @@
 #![expect(clippy::unwrap_used, reason = "in a test an error is a failure")]
 
 use std::fs;
+use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use hull_tests::host::{Host, Options, Output};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 const SIGINT: u8 = 2;
 const SIGTERM: u8 = 15;
@@ -322,6 +324,37 @@ fn a_machine_that_dies_is_said_and_replaced() {
     drop(host);
     Host::stop(&options).unwrap();
     assert!(!Host::stop(&options).unwrap(), "nothing is left to stop");
+}
+
+#[test]
+fn an_idle_machine_ends_and_a_used_one_does_not() {
+    let shared = Shared::new();
+    let users = fs::File::create(shared.0.join("users")).unwrap();
+    users.lock_shared().unwrap();
+    // Programs that never end stand in for QEMU and its file server.
+    let mut keeper = Command::new(env!("CARGO_BIN_EXE_hull-host-init"))
+        .args(["supervise", &shared.0.display().to_string(), "1"])
+        .args(["sleep", "1000", "--", "sleep", "1000"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Held by what the keeper runs, and let go by the keeper itself.
+    let mut stdout = keeper.stdout.take().unwrap();
+    let while_used = Timespec {
+        tv_sec: 3,
+        tv_nsec: 0,
+    };
+    let mut watched = [PollFd::new(&stdout, PollFlags::IN)];
+    assert_eq!(
+        poll(&mut watched, Some(&while_used)),
+        Ok(0),
+        "it ended while used"
+    );
+    users.unlock().unwrap();
+    let mut said = String::new();
+    stdout.read_to_string(&mut said).unwrap();
+    assert_eq!(said, "");
+    assert!(keeper.wait().unwrap().success());
 }
 
 #[test]

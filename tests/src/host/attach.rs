@@ -17,8 +17,8 @@ use signal_hook::iterator::Signals;
 use super::Host;
 use super::wire::{self, Message, STDIN_WINDOW};
 
-/// Hull's own failure, as for the command line.
-const FAILED: u8 = 125;
+/// As for a command that SIGPIPE ends.
+const NOBODY_READS: u8 = 128 + 13;
 
 type Writer = Arc<Mutex<TcpStream>>;
 
@@ -70,8 +70,13 @@ fn relay(mut stream: TcpStream, window: &Window) -> Result<Option<u8>> {
             return Ok(None);
         };
         match message {
-            Message::Stdout(data) => show(&mut io::stdout().lock(), &data)?,
-            Message::Stderr(data) => show(&mut io::stderr().lock(), &data)?,
+            Message::Stdout(data) if !show(&mut io::stdout().lock(), &data)? => {
+                return Ok(Some(NOBODY_READS));
+            }
+            Message::Stderr(data) if !show(&mut io::stderr().lock(), &data)? => {
+                return Ok(Some(NOBODY_READS));
+            }
+            Message::Stdout(_) | Message::Stderr(_) => {}
             Message::StdinAck(count) => {
                 let mut used = window.used.lock().unwrap_or_else(PoisonError::into_inner);
                 *used = used.saturating_sub(count as usize);
@@ -88,10 +93,13 @@ fn relay(mut stream: TcpStream, window: &Window) -> Result<Option<u8>> {
     }
 }
 
-fn show(to: &mut impl Write, data: &[u8]) -> Result<()> {
-    to.write_all(data)
-        .and_then(|()| to.flush())
-        .context("write the command's output")
+/// Whether somebody still reads there.
+fn show(to: &mut impl Write, data: &[u8]) -> Result<bool> {
+    match to.write_all(data).and_then(|()| to.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error).context("write the command's output"),
+    }
 }
 
 fn send(writer: &Writer, message: &Message) -> io::Result<()> {
@@ -134,7 +142,7 @@ fn forward_signals(writer: Writer) -> Result<()> {
                 let (rows, columns) = terminal_size();
                 Message::Resize(rows, columns)
             } else {
-                Message::Signal(u8::try_from(signal).unwrap_or(FAILED))
+                Message::Signal(u8::try_from(signal).unwrap_or_default())
             };
             if send(&writer, &message).is_err() {
                 return;

@@ -76,7 +76,8 @@ pub(super) fn lease(runs: &Path, plan: &Plan<'_>, fresh: bool, report: &Report) 
     fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
     let _deciding = locked(&directory, "lock")?;
     let users = lock_file(&directory, "users")?;
-    let identity = identity(plan);
+    let server = qemu::file_server()?;
+    let identity = identity(plan, &server);
     let found = if is_alive(&directory)? {
         read_state(&directory).ok()
     } else {
@@ -93,7 +94,7 @@ pub(super) fn lease(runs: &Path, plan: &Plan<'_>, fresh: bool, report: &Report) 
                 users.unlock()?;
                 stop(&directory)?;
             }
-            start(&directory, plan, identity, report)?
+            start(&directory, plan, identity, &server, report)?
         }
     };
     if plan.icount {
@@ -144,16 +145,14 @@ pub(super) fn last_words(directory: &Path) -> String {
     words
 }
 
-fn identity(plan: &Plan<'_>) -> String {
+fn identity(plan: &Plan<'_>, server: &[String]) -> String {
     // Port 0: the port is the machine's, not the plan's.
     let arguments = qemu::arguments(&shape(plan, 0));
     let qemu = super::packages::find(qemu::PROGRAM).unwrap_or_default();
     let changed = fs::metadata(&qemu).and_then(|data| data.modified());
-    format!(
-        "{changed:?} {} {}",
-        plan.image.init.display(),
-        arguments.join(" ")
-    )
+    let init = plan.image.init.display();
+    let (arguments, server) = (arguments.join(" "), server.join(" "));
+    format!("{changed:?} {init} {arguments} {server}")
 }
 
 fn shape<'a>(plan: &Plan<'a>, port: u16) -> Shape<'a> {
@@ -207,7 +206,13 @@ fn stop(directory: &Path) -> Result<()> {
     alive.lock().context("wait for QEMU's end")
 }
 
-fn start(directory: &Path, plan: &Plan<'_>, identity: String, report: &Report) -> Result<State> {
+fn start(
+    directory: &Path,
+    plan: &Plan<'_>,
+    identity: String,
+    server: &[String],
+    report: &Report,
+) -> Result<State> {
     let kind = if plan.icount {
         ", deterministic time"
     } else {
@@ -217,7 +222,7 @@ fn start(directory: &Path, plan: &Plan<'_>, identity: String, report: &Report) -
         "starting the emulated KVM host (Linux {}, {} MiB{kind})",
         plan.kernel.release, plan.memory
     ));
-    for stale in ["state.json", "console.log", "qemu.log"] {
+    for stale in ["state.json", "pid", "console.log", "qemu.log"] {
         let _absent = fs::remove_file(directory.join(stale));
     }
     let state = State {
@@ -230,7 +235,7 @@ fn start(directory: &Path, plan: &Plan<'_>, identity: String, report: &Report) -
         .arg("supervise")
         .arg(directory)
         .arg(IDLE.as_secs().to_string())
-        .args(qemu::file_server()?)
+        .args(server)
         .args(["--", qemu::PROGRAM])
         .args(qemu::arguments(&shape(plan, state.port)))
         .stdin(Stdio::null())

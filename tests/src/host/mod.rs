@@ -193,14 +193,12 @@ impl Host {
     }
 
     fn gone(&self) -> anyhow::Error {
-        let words = self
-            .lease
-            .as_ref()
-            .map(|lease| machine::last_words(&lease.directory));
-        anyhow::anyhow!(
-            "the emulated KVM host ended; the next call starts a new one. Its last words:{}",
-            words.unwrap_or_default()
-        )
+        let lease = self.lease.as_ref();
+        let words = lease.map(|lease| machine::last_words(&lease.directory));
+        let words = words
+            .filter(|words| !words.is_empty())
+            .map_or_else(String::new, |words| format!("; its last words:{words}"));
+        anyhow::anyhow!("the emulated KVM host ended (the next call starts a new one){words}")
     }
 }
 

@@ -89,8 +89,8 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
     arguments
 }
 
-/// The server of live directories, on the socket that is its stdin. Nothing is remembered but
-/// pages, and these as long as the file hasn't changed.
+/// The server of live directories, on the socket that is its stdin. Names and attributes are
+/// asked for each time; pages are kept (in Debian 12) as long as the file hasn't changed.
 ///
 /// # Errors
 /// When it isn't installed, or this process may not show all files.
@@ -107,7 +107,7 @@ pub(super) fn file_server() -> Result<Vec<String>> {
             "-o",
             "source=/",
             "-o",
-            "cache=auto",
+            "cache=always",
             "-o",
             "timeout=0",
             "-o",
