@@ -32,6 +32,7 @@ mod serve;
 mod session;
 mod spawn;
 mod sys;
+mod syscalls;
 mod tty;
 mod user;
 
