@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 
 /// First frame of a process stream, said by the host.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "spawn")]
+// Tagged from outside: a tag inside would have every spec buffered before it is understood.
+#[serde(rename_all = "snake_case")]
 pub enum Spawn {
     /// Creates a container and runs its first process.
     Container(Box<ContainerStart>),
