@@ -1,0 +1,243 @@
+//! The command line's shape. Owns names and one-line descriptions of every command and flag;
+//! refuses to act on any of them.
+
+mod run;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::parse;
+
+pub(crate) use run::{
+    AttachArgs, DetachKeys, ExecArgs, Platform, ProcessArgs, PullPolicy, RunArgs,
+};
+
+/// Runs every container in its own micro-VM.
+#[derive(Debug, Parser)]
+#[command(
+    name = "hull",
+    version,
+    disable_help_subcommand = true,
+    args_override_self = true,
+    max_term_width = 100
+)]
+pub(crate) struct Hull {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Create and run a new container from an image
+    Run(Box<RunArgs>),
+    /// Execute a command in a running container
+    Exec(ExecArgs),
+    /// Attach local standard input, output, and error streams to a running container
+    Attach(AttachArgs),
+    /// List containers
+    #[command(visible_alias = "list")]
+    Ps(PsArgs),
+    /// Fetch the logs of a container
+    Logs(LogsArgs),
+    /// Stop one or more running containers
+    Stop(StopArgs),
+    /// Kill one or more running containers
+    Kill(KillArgs),
+    /// Remove one or more containers
+    Rm(RmArgs),
+    /// Block until one or more containers stop, then print their exit codes
+    Wait(NamesArgs),
+    /// Return low-level information on containers
+    Inspect(InspectArgs),
+    /// Download an image from a registry
+    Pull(PullArgs),
+    /// Load images from a tar archive (docker-archive or oci-archive)
+    Load(LoadArgs),
+    /// List images
+    Images(ImagesArgs),
+    /// Remove one or more images
+    Rmi(RmiArgs),
+    /// Check whether this host can run containers, and say how to mend what is missing
+    Doctor(DoctorArgs),
+    /// Show Hull's version
+    Version,
+}
+
+/// Several containers.
+#[derive(Debug, Args)]
+pub(crate) struct NamesArgs {
+    /// Names or ids
+    #[arg(required = true, value_name = "CONTAINER")]
+    pub(crate) names: Vec<String>,
+}
+
+/// `hull ps`.
+#[derive(Debug, Args)]
+pub(crate) struct PsArgs {
+    /// Show all containers (default shows just running)
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// Only display container IDs
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Don't truncate output
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
+    /// Filter output (id=, name=, status=, label=, exited=)
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = parse::pair)]
+    pub(crate) filter: Vec<(String, String)>,
+    /// Format output: 'table', 'table TEMPLATE', 'json' or a template such as '{{.ID}}'
+    #[arg(long)]
+    pub(crate) format: Option<String>,
+}
+
+/// `hull logs`.
+#[derive(Debug, Args)]
+pub(crate) struct LogsArgs {
+    /// Follow log output
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Number of lines to show from the end of the logs
+    #[arg(short = 'n', long, value_name = "LINES", default_value = "all", value_parser = tail)]
+    pub(crate) tail: Tail,
+    /// Show logs since timestamp (2026-01-02T13:23:37Z) or relative (42m)
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    pub(crate) since: Option<jiff::Timestamp>,
+    /// Show timestamps
+    #[arg(short, long)]
+    pub(crate) timestamps: bool,
+    /// Show the console of the container's virtual machine instead
+    #[arg(long, conflicts_with_all = ["follow", "since", "timestamps"])]
+    pub(crate) boot: bool,
+    /// Name or id
+    #[arg(value_name = "CONTAINER")]
+    pub(crate) name: String,
+}
+
+/// How many lines from the end; `None` is all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Tail(pub(crate) Option<usize>);
+
+fn tail(text: &str) -> Result<Tail, parse::Invalid> {
+    match text {
+        // Docker takes any negative number for all.
+        "all" | "-1" => Ok(Tail(None)),
+        _ => text
+            .parse()
+            .map(|count| Tail(Some(count)))
+            .map_err(|_| parse::Invalid::new("expected a number or 'all'")),
+    }
+}
+
+fn moment(text: &str) -> Result<jiff::Timestamp, parse::Invalid> {
+    parse::moment(text, jiff::Timestamp::now())
+}
+
+/// `hull stop`.
+#[derive(Debug, Args)]
+pub(crate) struct StopArgs {
+    /// Seconds to wait before killing the container
+    #[arg(short, long, alias = "timeout", value_name = "SECONDS", value_parser = parse::whole_seconds)]
+    pub(crate) time: Option<u32>,
+    #[command(flatten)]
+    pub(crate) containers: NamesArgs,
+}
+
+/// `hull kill`.
+#[derive(Debug, Args)]
+pub(crate) struct KillArgs {
+    /// Signal to send to the container
+    #[arg(short, long, default_value = "KILL", value_parser = parse::signal)]
+    pub(crate) signal: String,
+    #[command(flatten)]
+    pub(crate) containers: NamesArgs,
+}
+
+/// `hull rm`.
+#[derive(Debug, Args)]
+pub(crate) struct RmArgs {
+    /// Force the removal of a running container (uses SIGKILL)
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) containers: NamesArgs,
+}
+
+/// `hull inspect`.
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// Format output: 'json' or a template such as '{{.State.Pid}}'
+    #[arg(short, long)]
+    pub(crate) format: Option<String>,
+    #[command(flatten)]
+    pub(crate) containers: NamesArgs,
+}
+
+/// `hull pull`.
+#[derive(Debug, Args)]
+pub(crate) struct PullArgs {
+    /// Suppress progress output
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    #[command(flatten)]
+    pub(crate) platform: Platform,
+    /// NAME[:TAG|@DIGEST]
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: String,
+}
+
+/// `hull load`.
+#[derive(Debug, Args)]
+pub(crate) struct LoadArgs {
+    /// Read from tar archive file, instead of STDIN
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) input: Option<std::path::PathBuf>,
+    /// Suppress progress output
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// `hull images`.
+#[derive(Debug, Args)]
+pub(crate) struct ImagesArgs {
+    /// Show all images (default hides images without a name)
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// Only show image IDs
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Show digests
+    #[arg(long)]
+    pub(crate) digests: bool,
+    /// Don't truncate output
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
+    /// Format output: 'table', 'table TEMPLATE', 'json' or a template such as '{{.Repository}}'
+    #[arg(long)]
+    pub(crate) format: Option<String>,
+    /// Only images of this repository, or REPOSITORY:TAG
+    #[arg(value_name = "REPOSITORY[:TAG]")]
+    pub(crate) only: Option<String>,
+}
+
+/// `hull rmi`.
+#[derive(Debug, Args)]
+pub(crate) struct RmiArgs {
+    /// Force removal of the image
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Names or ids
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) images: Vec<String>,
+}
+
+/// `hull doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Print the facts as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[cfg(test)]
+mod tests;
