@@ -1,0 +1,209 @@
+//! `hull run`: an image becomes a container, in the foreground or not.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, PipeReader, Write, stdout};
+use std::path::Path;
+
+use anyhow::{Context, anyhow, bail};
+use hull_sandbox::{Container, Engine, EngineError, ProcessStream, Root};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+
+use crate::args::RunArgs;
+use crate::failure::Coded;
+use crate::foreground::{self, Given};
+use crate::images;
+use crate::relay::End;
+use crate::request::{environment, run_request};
+use crate::signals::{PIPE, Signals};
+
+/// Runs a container and returns its command's exit code.
+pub(crate) fn run(engine: &Engine, args: &RunArgs) -> anyhow::Result<u8> {
+    if !args.publish.is_empty() {
+        bail!(
+            "-p is refused: a container has no network yet, so a published port would never \
+             answer; leave it out to run without a network"
+        );
+    }
+    let given = Given {
+        stdin: args.interactive && !args.detach,
+        tty: args.tty,
+    };
+    foreground::check_terminal(given)?;
+    let id_file = args.cidfile.as_deref().map(IdFile::create).transpose()?;
+    let container = create(engine, args, given)?;
+    if let Some(id_file) = id_file {
+        id_file.keep(container.id())?;
+    }
+    if args.detach {
+        start_detached(container)
+    } else {
+        run_foreground(engine, container, args, given)
+    }
+}
+
+fn create(engine: &Engine, args: &RunArgs, given: Given) -> anyhow::Result<Container> {
+    // What is wrong with the request is said before anything is fetched for it.
+    let env = environment(&args.process)?;
+    // The image must be complete for as long as no container on disk names it.
+    let store = images::store(engine)?;
+    let _hold = store.hold()?;
+    let image = images::for_run(engine, &store, args)?;
+    let mut request = run_request(args, env, Root::Image(image));
+    request.terminal_size = foreground::terminal_size(given);
+    Ok(engine.create(&request)?)
+}
+
+fn start_detached(mut container: Container) -> anyhow::Result<u8> {
+    container.start(false)?;
+    writeln!(stdout(), "{}", container.id())?;
+    Ok(0)
+}
+
+fn run_foreground(
+    engine: &Engine,
+    mut container: Container,
+    args: &RunArgs,
+    given: Given,
+) -> anyhow::Result<u8> {
+    let mut signals = Signals::catch().context("cannot catch signals")?;
+    let stream = match start(engine, &mut container, &mut signals)? {
+        Started::Running(stream) => stream,
+        Started::Interrupted(signal) => return Ok(128 + signal),
+    };
+    match foreground::relay_process(stream, given, &args.keys, &mut signals)? {
+        End::Exited(status) => {
+            // The command's code is known; what is waited for is that nothing of it is left.
+            let code = u8::try_from(status.code()).unwrap_or(u8::MAX);
+            Ok(container.wait().map_or(code, |record| record.code))
+        }
+        End::Failed(failure) => Err(Coded {
+            code: hull_sandbox::FailureClass::from(failure.kind).run_code(),
+            message: failure.message,
+        }
+        .into()),
+        End::Lost => lost(&container),
+        End::Detached => Ok(0),
+        End::Interrupted(signal) => Ok(128 + signal),
+        End::OutputClosed => {
+            if args.rm {
+                // Nobody can see it or find it again: it ends as its output has.
+                container.signal(9)?;
+                container.wait()?;
+            }
+            Ok(128 + PIPE)
+        }
+    }
+}
+
+/// The stream ended without the command's end: the machine did, or its monitor.
+fn lost(container: &Container) -> anyhow::Result<u8> {
+    let record = container
+        .wait()
+        .context("the container's monitor went away without a word")?;
+    match record.error {
+        Some(error) => Err(Coded {
+            code: record.code,
+            message: error,
+        }
+        .into()),
+        None => Ok(record.code),
+    }
+}
+
+#[derive(Debug)]
+enum Started {
+    Running(ProcessStream),
+    Interrupted(u8),
+}
+
+/// Starts the container; a signal that asks us to end takes it away again.
+fn start(
+    engine: &Engine,
+    container: &mut Container,
+    signals: &mut Signals,
+) -> anyhow::Result<Started> {
+    let id = container.id().to_owned();
+    let (done_seen, done) = io::pipe().context("cannot make a pipe")?;
+    let (result, interrupted) = std::thread::scope(|scope| {
+        let watching = scope.spawn(|| watch(engine, &id, signals, &done_seen));
+        let result = container.start(true);
+        drop(done);
+        (result, watching.join().unwrap_or(None))
+    });
+    match (result, interrupted) {
+        (_, Some(signal)) => Ok(Started::Interrupted(signal)),
+        (Ok(Some(stream)), None) => Ok(Started::Running(stream)),
+        (Ok(None), None) => Err(EngineError::NotRunning(id).into()),
+        (Err(error), None) => Err(error.into()),
+    }
+}
+
+/// Waits until the start is done, or until a signal ends it; other signals are kept.
+fn watch(engine: &Engine, id: &str, signals: &mut Signals, done: &PipeReader) -> Option<u8> {
+    loop {
+        let mut fds = [
+            PollFd::new(done, PollFlags::IN),
+            PollFd::new(&*signals, PollFlags::IN),
+        ];
+        match poll(&mut fds, None) {
+            Err(Errno::INTR) => continue,
+            Err(_) => return None,
+            Ok(_) if !fds[0].revents().is_empty() => return None,
+            Ok(_) => {}
+        }
+        for signal in signals.take() {
+            if Signals::ends(signal) {
+                // The start sees its container go, and fails; that is what was asked for.
+                let _ = engine.find(id).and_then(|container| container.remove(true));
+                return Some(signal);
+            }
+            signals.keep(signal);
+        }
+    }
+}
+
+/// `--cidfile`: made before the container so that two runs can't have the same.
+#[derive(Debug)]
+struct IdFile<'a> {
+    path: &'a Path,
+    file: File,
+    kept: bool,
+}
+
+impl<'a> IdFile<'a> {
+    fn create(path: &'a Path) -> anyhow::Result<Self> {
+        let file = File::create_new(path).map_err(|error| match error.kind() {
+            ErrorKind::AlreadyExists => anyhow!(
+                "container ID file found, make sure the other container isn't running or delete {}",
+                path.display()
+            ),
+            _ => anyhow::Error::from(error).context(format!(
+                "cannot create container ID file {}",
+                path.display()
+            )),
+        })?;
+        Ok(Self {
+            path,
+            file,
+            kept: false,
+        })
+    }
+
+    fn keep(mut self, id: &str) -> anyhow::Result<()> {
+        self.file
+            .write_all(id.as_bytes())
+            .with_context(|| format!("cannot write container ID file {}", self.path.display()))?;
+        self.kept = true;
+        Ok(())
+    }
+}
+
+impl Drop for IdFile<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            // There is no container; an empty file would stand in the next run's way.
+            let _ = fs::remove_file(self.path);
+        }
+    }
+}
