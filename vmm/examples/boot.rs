@@ -81,7 +81,7 @@ fn share(text: &str) -> io::Result<FsExport> {
     FsExport::open(name, path, words.contains(&"ro"), cache)
 }
 
-fn run(wanted: Wanted) -> Result<(), Box<dyn std::error::Error>> {
+fn spec(wanted: &Wanted) -> VmSpec {
     let mut devices = vec![
         DeviceSpec::Fs(FsSpec {
             tag: "hull".to_owned(),
@@ -90,25 +90,31 @@ fn run(wanted: Wanted) -> Result<(), Box<dyn std::error::Error>> {
         DeviceSpec::Vsock(VsockSpec { guest_cid: 3 }),
         DeviceSpec::Console,
     ];
-    let mut blocks = Vec::new();
-    for path in &wanted.disks {
+    for _ in &wanted.disks {
         devices.push(DeviceSpec::Block(BlockSpec {
             read_only: false,
             serial: String::new(),
         }));
-        blocks.push(File::options().read(true).write(true).open(path)?);
     }
     devices.push(DeviceSpec::Rng);
-    let spec = VmSpec {
+    VmSpec {
         vcpus: wanted.vcpus,
         memory: MemorySpec {
             size_bytes: wanted.memory_mib << 20,
             backing: MemoryBacking::Anonymous,
         },
-        kernel_cmdline: wanted.cmdline,
+        kernel_cmdline: wanted.cmdline.clone(),
         devices,
         debug_serial: wanted.serial,
-    };
+    }
+}
+
+fn run(wanted: Wanted) -> Result<(), Box<dyn std::error::Error>> {
+    let spec = spec(&wanted);
+    let mut blocks = Vec::new();
+    for path in &wanted.disks {
+        blocks.push(File::options().read(true).write(true).open(path)?);
+    }
     let kvm = File::options().read(true).write(true).open("/dev/kvm")?;
     let host = Host {
         kvm: kvm.into(),
@@ -128,11 +134,11 @@ fn run(wanted: Wanted) -> Result<(), Box<dyn std::error::Error>> {
     };
     let mut machine = Machine::build(spec.validate()?, host)?;
     machine.start()?;
-    let exit = if wanted.seconds > 0 {
-        let limit = Duration::from_secs(wanted.seconds);
-        machine.wait_for(limit)
-    } else {
+    let limit = Duration::from_secs(wanted.seconds);
+    let exit = if limit.is_zero() {
         Some(machine.wait())
+    } else {
+        machine.wait_for(limit)
     };
     machine.stop();
     if let Some(stats) = machine.fs_stats().filter(|stats| stats.total() > 0) {

@@ -3,8 +3,11 @@
 //! Pure: a table in, a table out (Intel SDM vol. 2A "CPUID", AMD APM vol. 3
 //! appendix E, Linux `Documentation/virt/kvm/x86/cpuid.rst`).
 
-use kvm_bindings::kvm_cpuid_entry2;
+use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
+/// The leaf of the extended topology, and its successor.
+const TOPOLOGY: u32 = 0xb;
+const TOPOLOGY_V2: u32 = 0x1f;
 /// Leaf 1 ECX: MONITOR/MWAIT, which would take the processor from the host.
 const MONITOR: u32 = 1 << 3;
 /// Leaf 1 ECX: debug store, VMX, SMX, performance capabilities, host debugging.
@@ -25,21 +28,26 @@ const ECX_EXT1_HIDDEN: u32 = 1 << 2 | 1 << 10 | 1 << 15 | 1 << 23 | 1 << 24 | 1 
 /// One thread a core, all cores in one package, APIC id = index.
 #[must_use]
 pub fn for_vcpu(supported: &[kvm_cpuid_entry2], index: u8, count: u8) -> Vec<kvm_cpuid_entry2> {
-    supported
+    let mut table: Vec<_> = supported
         .iter()
-        .filter_map(|entry| {
+        .filter(|entry| !matches!(entry.function, TOPOLOGY | TOPOLOGY_V2))
+        .map(|entry| {
             let mut entry = *entry;
-            filter(&mut entry, index, count).then_some(entry)
+            filter(&mut entry, index, count);
+            entry
         })
-        .collect()
+        .collect();
+    // KVM leaves the topology to us.
+    table.extend(topology(u32::from(index), u32::from(count)));
+    table
 }
 
-/// Adapts one leaf; false drops it.
-fn filter(entry: &mut kvm_cpuid_entry2, index: u8, count: u8) -> bool {
+/// Adapts one leaf.
+fn filter(entry: &mut kvm_cpuid_entry2, index: u8, count: u8) {
     let (id, cores) = (u32::from(index), u32::from(count));
-    // Bits of an APIC id that number the cores.
-    let shift = u8::BITS - count.saturating_sub(1).leading_zeros();
+    let shift = core_bits(cores);
     match entry.function {
+        0 => entry.eax = entry.eax.max(TOPOLOGY),
         1 => {
             entry.ebx = entry.ebx & 0x0000_ffff | id << 24 | cores << 16;
             entry.ecx = entry.ecx & !ECX1_HIDDEN | TSC_DEADLINE | HYPERVISOR;
@@ -63,7 +71,6 @@ fn filter(entry: &mut kvm_cpuid_entry2, index: u8, count: u8) -> bool {
             zero(entry);
             entry.eax = 1 << 2;
         }
-        0xb | 0x1f => return topology(entry, id, cores, shift),
         0x8000_0001 => entry.ecx &= !ECX_EXT1_HIDDEN,
         0x8000_0008 => entry.ecx = (cores - 1) | shift << 12,
         // SVM, IBS, encrypted memory, performance monitoring: not virtualised.
@@ -83,32 +90,40 @@ fn filter(entry: &mut kvm_cpuid_entry2, index: u8, count: u8) -> bool {
         }
         _ => {}
     }
-    true
+}
+
+/// How many bits of an APIC id number the cores.
+fn core_bits(cores: u32) -> u32 {
+    u32::BITS - cores.saturating_sub(1).leading_zeros()
 }
 
 fn zero(entry: &mut kvm_cpuid_entry2) {
     (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0);
 }
 
-/// The extended topology: level 0 one thread, level 1 all cores.
-fn topology(entry: &mut kvm_cpuid_entry2, id: u32, cores: u32, shift: u32) -> bool {
-    let level = entry.index;
-    zero(entry);
-    entry.edx = id;
-    match level {
-        0 => {
-            entry.ebx = 1;
-            entry.ecx = 1 << 8;
-        }
-        1 => {
-            entry.eax = shift;
-            entry.ebx = cores;
-            entry.ecx = 1 | 2 << 8;
-        }
-        2 => entry.ecx = 2,
-        _ => return false,
-    }
-    true
+/// The extended topology: level 0 one thread, level 1 all cores, then the end.
+fn topology(id: u32, cores: u32) -> [kvm_cpuid_entry2; 3] {
+    let levels = [
+        (0, 1, 1 << 8),
+        (core_bits(cores), cores, 1 | 2 << 8),
+        (0, 0, 2),
+    ];
+    let mut index = 0;
+    levels.map(|(eax, ebx, ecx)| {
+        let flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
+        let entry = kvm_cpuid_entry2 {
+            function: TOPOLOGY,
+            index,
+            flags,
+            eax,
+            ebx,
+            ecx,
+            edx: id,
+            ..Default::default()
+        };
+        index += 1;
+        entry
+    })
 }
 
 #[cfg(test)]
@@ -140,7 +155,7 @@ mod tests {
                 one(leaf(1, 0, [0, u32::MAX, 0, 0]), index, 32).ebx >> 24,
                 id
             );
-            assert_eq!(one(leaf(0xb, 0, [0; 4]), index, 32).edx, id);
+            assert!(topology(id, 32).iter().all(|level| level.edx == id));
             assert_eq!(one(leaf(0x8000_001e, 0, [0; 4]), index, 32).eax, id);
         }
     }
@@ -154,7 +169,6 @@ mod tests {
         );
         assert_eq!(one(leaf(0x8000_0008, 0, [0; 4]), 0, 6).ecx, 5 | 3 << 12);
         assert_eq!(one(leaf(0x8000_0008, 0, [0; 4]), 0, 1).ecx, 0);
-        assert!(for_vcpu(&[leaf(0xb, 5, [0; 4])], 0, 1).is_empty());
     }
 
     #[test]
@@ -170,7 +184,7 @@ mod tests {
             0
         );
         // A leaf without a rule goes through untouched.
-        let vendor = leaf(0, 0, [1, 2, 3, 4]);
+        let vendor = leaf(0x8000_0002, 0, [1, 2, 3, 4]);
         assert_eq!(one(vendor, 0, 1), vendor);
     }
 }

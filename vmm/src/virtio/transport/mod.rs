@@ -11,6 +11,10 @@
 //!     └───────────────── driver writes 0 ◄───────── NEEDS_RESET ◄──────┘
 //! ```
 
+mod registers;
+#[cfg(test)]
+mod tests;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,6 +22,7 @@ use std::sync::{Arc, Mutex};
 use rustix::event::EventfdFlags;
 use serde::{Deserialize, Serialize};
 
+use self::registers::{FEATURES_OK, Registers, fresh_queues, half};
 use super::device::{Activation, DeviceError, DynDevice, Readiness, RestoreError};
 use super::queue::{Interrupt, Queue, QueueState};
 use super::worker::{DeviceWakers, Poller};
@@ -39,7 +44,6 @@ const RING_FEATURES: u64 = 1 << 28 | EVENT_IDX | VERSION_1;
 const EVENT_IDX: u64 = 1 << 29;
 const VERSION_1: u64 = 1 << 32;
 
-const FEATURES_OK: u32 = 8;
 const DRIVER_OK: u32 = 4;
 const NEEDS_RESET: u32 = 64;
 const STATUS_BITS: u32 = 0xff;
@@ -71,19 +75,6 @@ impl Interrupt for Line {
     fn raise(&self, _index: usize) {
         self.raise_status(USED_BUFFER);
     }
-}
-
-/// What the driver has written.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-struct Registers {
-    status: u32,
-    device_features_select: u32,
-    driver_features_select: u32,
-    driver_features: u64,
-    queue_select: u32,
-    shared_memory_select: u32,
-    config_generation: u32,
-    queues: Vec<QueueState>,
 }
 
 /// A slot's part of a snapshot.
@@ -124,15 +115,6 @@ pub struct Board {
     pub memory: GuestRam,
     /// Where a device that can't live any longer reports.
     pub outcome: Arc<Outcome>,
-}
-
-fn fresh_queues(device: &dyn DynDevice) -> Vec<QueueState> {
-    let fresh = |size: &u16| QueueState {
-        max_size: *size,
-        size: *size,
-        ..QueueState::default()
-    };
-    device.queue_sizes().iter().map(fresh).collect()
 }
 
 impl Slot {
@@ -251,7 +233,11 @@ impl Slot {
                 self.line.status.fetch_and(!value, Ordering::SeqCst);
             }
             0x70 => self.write_status(value),
-            _ => lock(&self.shared).write_register(offset, value),
+            _ => {
+                let mut shared = lock(&self.shared);
+                let running = shared.running();
+                shared.registers.write(offset, value, running);
+            }
         }
     }
 
@@ -447,28 +433,6 @@ impl Shared {
         }
     }
 
-    fn write_register(&mut self, offset: u64, value: u32) {
-        let running = self.running();
-        let registers = &mut self.registers;
-        match offset {
-            0x14 => registers.device_features_select = value,
-            0x20 if registers.status & FEATURES_OK == 0 => {
-                let select = registers.driver_features_select;
-                set_half(&mut registers.driver_features, select, value);
-            }
-            0x24 => registers.driver_features_select = value,
-            0x30 => registers.queue_select = value,
-            0xac => registers.shared_memory_select = value,
-            _ if running => {}
-            _ => {
-                let select = registers.queue_select as usize;
-                if let Some(queue) = registers.queues.get_mut(select) {
-                    write_queue_register(queue, offset, value);
-                }
-            }
-        }
-    }
-
     /// Lets the device work on a queue until it has nothing more to take; true when the
     /// guest fills it faster than that.
     fn serve(&mut self, index: usize) -> Result<bool, DeviceError> {
@@ -503,42 +467,6 @@ impl Shared {
             }
         }
         Ok(again)
-    }
-}
-
-fn write_queue_register(queue: &mut QueueState, offset: u64, value: u32) {
-    match offset {
-        0x38 => {
-            let size = u16::try_from(value).unwrap_or(0);
-            if size.is_power_of_two() && size <= queue.max_size {
-                queue.size = size;
-            }
-        }
-        0x44 => queue.ready = value & 1 != 0,
-        0x80 => set_half(&mut queue.desc_table, 0, value),
-        0x84 => set_half(&mut queue.desc_table, 1, value),
-        0x90 => set_half(&mut queue.avail_ring, 0, value),
-        0x94 => set_half(&mut queue.avail_ring, 1, value),
-        0xa0 => set_half(&mut queue.used_ring, 0, value),
-        0xa4 => set_half(&mut queue.used_ring, 1, value),
-        _ => {}
-    }
-}
-
-/// One half of a 64-bit register: 0 the low one, 1 the high one, else nothing.
-fn half(value: u64, select: u32) -> u32 {
-    match select {
-        0 => (value & u64::from(u32::MAX)) as u32,
-        1 => (value >> 32) as u32,
-        _ => 0,
-    }
-}
-
-fn set_half(register: &mut u64, select: u32, value: u32) {
-    match select {
-        0 => *register = *register & !u64::from(u32::MAX) | u64::from(value),
-        1 => *register = *register & u64::from(u32::MAX) | u64::from(value) << 32,
-        _ => {}
     }
 }
 
