@@ -44,8 +44,7 @@ pub(crate) enum ManifestError {
     NoPlatform { wanted: String, offered: String },
 }
 
-/// How a layer's tar is compressed. The media type is a hint: what is unpacked is decided by the
-/// first bytes, as containerd and Docker do, because archives mislabel them.
+/// How a layer's tar is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Compression {
     None,
@@ -105,7 +104,6 @@ pub(crate) struct Manifest {
 pub(crate) struct BlobPointer {
     pub(crate) digest: Digest,
     pub(crate) size: u64,
-    pub(crate) compression: Compression,
 }
 
 /// Either kind of document a tag may point to.
@@ -182,7 +180,6 @@ impl Manifest {
         let config = BlobPointer {
             digest: config.digest,
             size: config.size,
-            compression: Compression::None,
         };
         Ok(Self {
             media_type,
@@ -201,17 +198,15 @@ fn layer(pointer: Pointer) -> Result<BlobPointer, ManifestError> {
     let suffix = kind
         .strip_prefix(OCI_LAYER)
         .or_else(|| kind.strip_prefix(DOCKER_LAYER));
-    let compression = match suffix {
-        Some("") => Compression::None,
-        Some("+gzip" | ".gzip") => Compression::Gzip,
-        Some("+zstd" | ".zstd") => Compression::Zstd,
-        _ => return Err(ManifestError::Layer(pointer.media_type)),
-    };
-    Ok(BlobPointer {
-        digest: pointer.digest,
-        size: pointer.size,
-        compression,
-    })
+    match suffix {
+        // Which of them it really is, its first bytes say: archives mislabel layers, and Docker
+        // and containerd read them all the same.
+        Some("" | "+gzip" | ".gzip" | "+zstd" | ".zstd") => Ok(BlobPointer {
+            digest: pointer.digest,
+            size: pointer.size,
+        }),
+        _ => Err(ManifestError::Layer(pointer.media_type)),
+    }
 }
 
 /// The first entry of an index that fits `os/architecture`. `variant` decides only when asked

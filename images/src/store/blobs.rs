@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{ImageStore, Result, StoreError, failed, lock};
 use crate::digest::{Digest, Hasher};
@@ -71,6 +71,22 @@ impl ImageStore {
             self.write_atomically(&self.blob_path(&digest), bytes)?;
         }
         Ok(digest)
+    }
+
+    /// Makes the file at `path`, whose digest the caller computed while writing it, a blob.
+    pub(crate) fn adopt(&self, path: &Path, digest: &Digest) -> Result<()> {
+        if self.has_blob(digest) {
+            return Ok(());
+        }
+        let file = File::open(path).map_err(failed("open", path))?;
+        file.sync_all().map_err(failed("sync", path))?;
+        let target = self.blob_path(digest);
+        // A link, not a rename: another image of the same archive may need the file again.
+        match std::fs::hard_link(path, &target) {
+            Ok(()) => lock::sync_directory(&self.path("blobs/sha256")),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) => Err(failed("link into place", &target)(error)),
+        }
     }
 
     /// Begins or resumes the arrival of the blob `digest` of `size` bytes. Waits while another

@@ -9,7 +9,7 @@ use oci_spec::image::ImageConfiguration;
 
 use super::{Entry, ImageStore, Result, StoreError};
 use crate::digest::Digest;
-use crate::manifest::{Compression, Manifest};
+use crate::manifest::Manifest;
 use crate::progress::Progress;
 use crate::reference::Reference;
 
@@ -44,8 +44,6 @@ pub struct Layer {
     pub chain_id: Digest,
     /// Bytes of the blob.
     pub size: u64,
-    /// How the blob is compressed.
-    pub(crate) compression: Compression,
 }
 
 impl Image {
@@ -81,7 +79,6 @@ impl Image {
                 diff_id,
                 chain_id,
                 size: blob.size,
-                compression: blob.compression,
             });
         }
         let size = layers
@@ -150,10 +147,10 @@ impl ImageStore {
 
     /// Digest of the manifest that `name` means.
     pub(super) fn find(&self, entries: &[Entry], name: &str) -> Result<Option<Digest>> {
-        if let Ok(reference) = Reference::parse(name) {
-            if let Some(entry) = entries.iter().find(|e| e.answers_to(&reference)) {
-                return Ok(Some(entry.digest.clone()));
-            }
+        if let Ok(reference) = Reference::parse(name)
+            && let Some(entry) = entries.iter().find(|e| e.answers_to(&reference))
+        {
+            return Ok(Some(entry.digest.clone()));
         }
         let prefix = name.strip_prefix("sha256:").unwrap_or(name);
         let hexadecimal = prefix

@@ -14,7 +14,7 @@ mod tar;
 mod tree;
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 pub use error::UnpackError;
@@ -71,7 +71,10 @@ pub(crate) struct Job<'a> {
 pub(crate) fn unpack(blob: File, target: &Path, job: &Job<'_>) -> Result<(), UnpackError> {
     let tree = tree::Tree::open(target, job.below, job.limits)?;
     let mut maker = entry::Maker::new(tree, job.limits)?;
-    let mut archive = tar::Archive::new(stream::Stream::open(blob, job)?, job.limits);
+    let mut archive = {
+        let stream = stream::Stream::open(Box::new(blob), job.limits, job.report)?;
+        tar::Archive::new(stream, job.limits)
+    };
     while let Some(entry) = archive.next_entry()? {
         maker.make(&entry, &mut archive)?;
     }
@@ -84,6 +87,72 @@ pub(crate) fn unpack(blob: File, target: &Path, job: &Job<'_>) -> Result<(), Unp
             actual,
         }),
         _ => Ok(()),
+    }
+}
+
+/// What a file of an archive is to those who only want its data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MemberKind {
+    File,
+    Symlink,
+    HardLink,
+    Other,
+}
+
+/// A file of an archive.
+pub(crate) struct Member {
+    pub(crate) name: Vec<u8>,
+    pub(crate) link: Vec<u8>,
+    pub(crate) kind: MemberKind,
+}
+
+/// The files of a tarball that is no layer, one after the other, under the same caps.
+pub(crate) struct Entries<'a> {
+    archive: tar::Archive<'a, stream::Stream<'a>>,
+    limits: &'a Limits,
+    seen: u64,
+}
+
+impl<'a> Entries<'a> {
+    pub(crate) fn open(
+        source: Box<dyn Read + 'a>,
+        limits: &'a Limits,
+        report: &'a dyn Fn(u64),
+    ) -> Result<Self, UnpackError> {
+        let stream = stream::Stream::open(source, limits, report)?;
+        Ok(Self {
+            archive: tar::Archive::new(stream, limits),
+            limits,
+            seen: 0,
+        })
+    }
+
+    /// The next file. Sparse files, which no tool writes here, count as `Other`.
+    pub(crate) fn next(&mut self) -> Result<Option<Member>, UnpackError> {
+        let Some(entry) = self.archive.next_entry()? else {
+            return Ok(None);
+        };
+        self.seen += 1;
+        if self.seen > self.limits.entries {
+            let text = format!("more than {} files", self.limits.entries);
+            return Err(UnpackError::Limit(text));
+        }
+        let kind = match (entry.kind, entry.segments) {
+            (tar::Kind::File, None) => MemberKind::File,
+            (tar::Kind::Symlink, _) => MemberKind::Symlink,
+            (tar::Kind::HardLink, _) => MemberKind::HardLink,
+            _ => MemberKind::Other,
+        };
+        Ok(Some(Member {
+            name: entry.name,
+            link: entry.link,
+            kind,
+        }))
+    }
+
+    /// Reads some of the present file's data; 0 at its end.
+    pub(crate) fn read_data(&mut self, buffer: &mut [u8]) -> Result<usize, UnpackError> {
+        self.archive.read_data(buffer)
     }
 }
 

@@ -4,14 +4,13 @@
 //! knowing what the bytes mean.
 
 use std::cell::Cell;
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::rc::Rc;
 
 use flate2::bufread::MultiGzDecoder;
 
+use super::Limits;
 use super::error::{Result, UnpackError, from_read};
-use super::{Job, Limits};
 use crate::digest::{Digest, HashingReader};
 
 const BUFFER_BYTES: usize = 128 * 1024;
@@ -28,13 +27,17 @@ pub(super) struct Stream<'a> {
 
 impl<'a> Stream<'a> {
     /// Finds out how `blob` is compressed, and begins.
-    pub(super) fn open(blob: File, job: &Job<'a>) -> Result<Self> {
+    pub(super) fn open(
+        blob: Box<dyn Read + 'a>,
+        limits: &'a Limits,
+        report: &'a dyn Fn(u64),
+    ) -> Result<Self> {
         let consumed = Rc::new(Cell::new(0));
         let counted = Counted {
             blob,
             consumed: Rc::clone(&consumed),
             reported: 0,
-            report: job.report,
+            report,
         };
         let mut source = BufReader::with_capacity(BUFFER_BYTES, counted);
         let decoder = match sniff(source.fill_buf().map_err(from_read)?)? {
@@ -48,7 +51,7 @@ impl<'a> Stream<'a> {
             decoder,
             consumed,
             produced: 0,
-            limits: job.limits,
+            limits,
         };
         let reader = BufReader::with_capacity(BUFFER_BYTES, HashingReader::new(capped));
         Ok(Self { reader })
@@ -108,7 +111,7 @@ impl Read for Decoder<'_> {
 
 /// The blob, counting what has been read of it.
 struct Counted<'a> {
-    blob: File,
+    blob: Box<dyn Read + 'a>,
     consumed: Rc<Cell<u64>>,
     reported: u64,
     report: &'a dyn Fn(u64),
