@@ -109,8 +109,8 @@ fn spec(wanted: &Wanted) -> VmSpec {
     }
 }
 
-fn run(wanted: Wanted) -> Result<(), Box<dyn std::error::Error>> {
-    let spec = spec(&wanted);
+fn run(wanted: &Wanted) -> Result<(), Box<dyn std::error::Error>> {
+    let spec = spec(wanted);
     let mut blocks = Vec::new();
     for path in &wanted.disks {
         blocks.push(File::options().read(true).write(true).open(path)?);
@@ -152,7 +152,7 @@ fn run(wanted: Wanted) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn main() -> ExitCode {
-    let result = parse().map_err(Into::into).and_then(run);
+    let result = parse().map_err(Into::into).and_then(|wanted| run(&wanted));
     let Err(error) = result else {
         return ExitCode::SUCCESS;
     };

@@ -163,10 +163,15 @@ mod tests {
     #[test]
     fn the_package_has_as_many_cores_as_vcpus() {
         assert_eq!(one(leaf(1, 0, [0; 4]), 0, 6).ebx >> 16 & 0xff, 6);
-        assert_eq!(
-            one(leaf(0xb, 1, [0; 4]), 0, 6),
-            leaf(0xb, 1, [3, 6, 0x201, 0])
-        );
+        let given = [
+            leaf(0, 0, [1; 4]),
+            leaf(0xb, 5, [9; 4]),
+            leaf(0x1f, 0, [9; 4]),
+        ];
+        let table = for_vcpu(&given, 0, 6);
+        let levels: Vec<_> = table.iter().filter(|e| e.function == 0xb).collect();
+        assert_eq!((levels.len(), table.len(), table[0].eax), (3, 4, 0xb));
+        assert_eq!((levels[1].eax, levels[1].ebx, levels[1].ecx), (3, 6, 0x201));
         assert_eq!(one(leaf(0x8000_0008, 0, [0; 4]), 0, 6).ecx, 5 | 3 << 12);
         assert_eq!(one(leaf(0x8000_0008, 0, [0; 4]), 0, 1).ecx, 0);
     }
