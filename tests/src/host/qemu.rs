@@ -130,9 +130,9 @@ pub(super) fn file_server() -> Result<Vec<String>> {
 
 fn kernel_command_line() -> String {
     [
-        "console=ttyS0 quiet loglevel=4 panic=-1",
+        "console=ttyS0 quiet loglevel=4 panic=-1 lsm=landlock,yama,bpf",
         // Same addresses from boot to boot, and no cost for faults that an emulator hasn't.
-        "nokaslr mitigations=off apparmor=0 audit=0",
+        "nokaslr mitigations=off audit=0",
         "no_timer_check tsc=reliable nowatchdog random.trust_cpu=on",
         "rcupdate.rcu_expedited=1 cgroup_no_v1=all net.ifnames=0",
     ]

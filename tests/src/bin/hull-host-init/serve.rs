@@ -96,7 +96,8 @@ impl Live {
 
     /// Forgets which names the outer root had, after its packages have changed.
     pub(crate) fn refresh(&self, packages: u64) {
-        if self.packages.swap(packages, Ordering::AcqRel) != packages {
+        let before = self.packages.swap(packages, Ordering::AcqRel);
+        if before != packages && before != 0 {
             // 2: names and inodes that nothing uses (Documentation/admin-guide/sysctl/vm.rst).
             let _dropped = fs::write("/proc/sys/vm/drop_caches", "2");
         }
