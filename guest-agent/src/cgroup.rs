@@ -138,7 +138,7 @@ fn limits(resources: &LinuxResources) -> Result<Vec<(String, String)>, Fault> {
         add(
             &mut files,
             "pids.max",
-            or_max(pids.limit().max(0), pids.limit() > 0),
+            &or_max(pids.limit().max(0), pids.limit() > 0),
         );
     }
     if let Some(io) = resources.block_io() {
@@ -146,7 +146,7 @@ fn limits(resources: &LinuxResources) -> Result<Vec<(String, String)>, Fault> {
     }
     for limit in resources.hugepage_limits().iter().flatten() {
         let file = format!("hugetlb.{}.max", limit.page_size());
-        add(&mut files, &file, limit.limit());
+        add(&mut files, &file, &limit.limit());
     }
     for (file, value) in resources.unified().iter().flatten() {
         if file.contains('/') || !file.contains('.') || file.starts_with("cgroup.") {
@@ -157,7 +157,7 @@ fn limits(resources: &LinuxResources) -> Result<Vec<(String, String)>, Fault> {
     Ok(files)
 }
 
-fn add(files: &mut Vec<(String, String)>, file: &str, value: impl ToString) {
+fn add<V: ToString + ?Sized>(files: &mut Vec<(String, String)>, file: &str, value: &V) {
     files.push((file.to_owned(), value.to_string()));
 }
 
@@ -173,14 +173,14 @@ fn add_memory(memory: &LinuxMemory, files: &mut Vec<(String, String)>) -> Result
     // 0 and below mean "no limit" to the engines.
     let limit = memory.limit().filter(|&limit| limit != 0);
     if let Some(limit) = limit {
-        add(files, "memory.max", or_max(limit, limit > 0));
+        add(files, "memory.max", &or_max(limit, limit > 0));
     }
     match (memory.swap().filter(|&swap| swap != 0), limit) {
         (None, _) => {}
         (Some(swap), _) if swap < 0 => add(files, "memory.swap.max", "max"),
         // The spec's swap is memory and swap together.
         (Some(swap), Some(limit)) if limit > 0 && swap >= limit => {
-            add(files, "memory.swap.max", swap - limit);
+            add(files, "memory.swap.max", &(swap - limit));
         }
         (Some(swap), _) => {
             return Err(Fault::refused(format!(
@@ -189,14 +189,14 @@ fn add_memory(memory: &LinuxMemory, files: &mut Vec<(String, String)>) -> Result
         }
     }
     if let Some(reservation) = memory.reservation().filter(|&low| low > 0) {
-        add(files, "memory.low", reservation);
+        add(files, "memory.low", &reservation);
     }
     Ok(())
 }
 
 fn add_cpu(cpu: &LinuxCpu, files: &mut Vec<(String, String)>) {
     if let Some(shares) = cpu.shares().filter(|&shares| shares != 0) {
-        add(files, "cpu.weight", weight_of_shares(shares));
+        add(files, "cpu.weight", &weight_of_shares(shares));
     }
     if cpu.quota().is_some() || cpu.period().is_some() {
         let quota = cpu.quota().unwrap_or(0);
@@ -205,14 +205,14 @@ fn add_cpu(cpu: &LinuxCpu, files: &mut Vec<(String, String)>) {
         add(
             files,
             "cpu.max",
-            format!("{} {period}", or_max(quota, quota > 0)),
+            &format!("{} {period}", or_max(quota, quota > 0)),
         );
     }
     if let Some(burst) = cpu.burst() {
-        add(files, "cpu.max.burst", burst);
+        add(files, "cpu.max.burst", &burst);
     }
     if let Some(idle) = cpu.idle() {
-        add(files, "cpu.idle", idle);
+        add(files, "cpu.idle", &idle);
     }
     for (file, list) in [("cpuset.cpus", cpu.cpus()), ("cpuset.mems", cpu.mems())] {
         if let Some(list) = list.as_deref().filter(|list| !list.is_empty()) {
@@ -238,7 +238,7 @@ fn add_io(io: &LinuxBlockIo, files: &mut Vec<(String, String)>) {
         add(
             files,
             "io.weight",
-            format!("default {}", weight_of_blkio(weight)),
+            &format!("default {}", weight_of_blkio(weight)),
         );
     }
     let throttles: [(&str, &Option<Vec<LinuxThrottleDevice>>); 4] = [
@@ -250,7 +250,7 @@ fn add_io(io: &LinuxBlockIo, files: &mut Vec<(String, String)>) {
     for (key, devices) in throttles {
         for device in devices.iter().flatten() {
             let (major, minor, rate) = (device.major(), device.minor(), device.rate());
-            add(files, "io.max", format!("{major}:{minor} {key}={rate}"));
+            add(files, "io.max", &format!("{major}:{minor} {key}={rate}"));
         }
     }
 }
@@ -265,7 +265,7 @@ mod tests {
         limits(&serde_json::from_str(json).unwrap()).unwrap()
     }
 
-    fn pairs<'a>(files: &'a [(String, String)]) -> Vec<(&'a str, &'a str)> {
+    fn pairs(files: &[(String, String)]) -> Vec<(&str, &str)> {
         files
             .iter()
             .map(|(file, value)| (file.as_str(), value.as_str()))

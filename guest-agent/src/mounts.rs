@@ -199,7 +199,8 @@ pub(crate) fn copy_of_place(place: BorrowedFd<'_>, recursive: bool) -> Result<Ow
 pub(crate) fn dress(mount: BorrowedFd<'_>, options: &Options) -> Result<(), Errno> {
     for (attributes, recursive) in [(options.all, true), (options.own, false)] {
         if attributes != MountAttributes::default() {
-            sys::set_mount_attributes(mount, attributes, recursive).map_err(errno)?;
+            sys::set_mount_attributes(mount, attributes, recursive)
+                .map_err(|error| errno(&error))?;
         }
     }
     Ok(())
@@ -214,7 +215,7 @@ pub(crate) fn make_read_only(mount: BorrowedFd<'_>, recursive: bool) -> Result<(
         set: RDONLY,
         ..MountAttributes::default()
     };
-    sys::set_mount_attributes(mount, attributes, recursive).map_err(errno)
+    sys::set_mount_attributes(mount, attributes, recursive).map_err(|error| errno(&error))
 }
 
 /// Attaches a detached mount on top of `target`.
@@ -226,8 +227,8 @@ pub(crate) fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<()
     move_mount(mount, c"", target, c"", flags)
 }
 
-fn errno(error: std::io::Error) -> Errno {
-    Errno::from_io_error(&error).unwrap_or(Errno::IO)
+fn errno(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
 #[cfg(test)]

@@ -63,7 +63,7 @@ pub(crate) fn set_oom_score(process: &Process) -> Result<(), Fault> {
 ///
 /// # Errors
 /// Returns only if that failed, with what did.
-pub(crate) fn become_command(becoming: Becoming<'_>) -> Result<Infallible, Fault> {
+pub(crate) fn become_command(becoming: &Becoming<'_>) -> Result<Infallible, Fault> {
     let process = becoming.process;
     let no_new_privileges = process.no_new_privileges() == Some(true);
     set_limits(process.rlimits().as_deref().unwrap_or_default())?;

@@ -109,7 +109,9 @@ impl Session {
             }
         }
         if let Some(line) = self.life.as_ref().and_then(|life| life.line.as_ref()) {
+            // Nothing of the process comes before the word that it runs.
             awaited.push((Event::Line, line));
+            return awaited;
         }
         if let Some(input) = self.relay.waiting_input() {
             awaited.push((Event::Input, input));

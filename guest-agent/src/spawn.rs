@@ -69,7 +69,7 @@ pub(crate) fn first(
         cgroup: cgroup.map(Cgroup::directory),
         keep: None,
     };
-    let born = birth(wanted, |ends| {
+    let born = birth(&wanted, |ends| {
         become_first(start, process, namespaces, filter, ends)
     })?;
     if namespaces.has_user() {
@@ -98,7 +98,7 @@ pub(crate) fn another(container: &Container, process: &Process) -> Result<Born, 
         cgroup: container.cgroup().map(Cgroup::directory),
         keep: Some(pidfd.as_fd()),
     };
-    birth(wanted, |ends| become_another(container, process, ends))
+    birth(&wanted, |ends| become_another(container, process, ends))
 }
 
 struct Wanted<'a> {
@@ -110,7 +110,7 @@ struct Wanted<'a> {
 }
 
 fn birth(
-    wanted: Wanted<'_>,
+    wanted: &Wanted<'_>,
     child: impl FnOnce(Ends) -> Result<Infallible, Fault>,
 ) -> Result<Born, Fault> {
     let (line, childs_line) = report::line().or_internal(|| "cannot make the report line")?;
@@ -188,7 +188,7 @@ fn become_first(
     set_sysctls(spec)?;
     rootfs::change_root(root.as_fd())?;
     rootfs::restrict(spec, &mut covers)?;
-    become_command(Becoming {
+    become_command(&Becoming {
         process,
         streams,
         filter,
@@ -209,7 +209,7 @@ fn become_another(
     let root =
         rustix::fs::open(c"/", flags, Mode::empty()).or_internal(|| "cannot open the root")?;
     let streams = streams_of(&ends.line, ends.pipes, root.as_fd(), process, false)?;
-    become_command(Becoming {
+    become_command(&Becoming {
         process,
         streams,
         filter: container.filter().cloned(),

@@ -1,5 +1,14 @@
 //! An agent under test: the real binary as a plain process, spoken to as the monitor would.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that can't go on is a test that failed"
+)]
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -7,7 +16,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
-use std::{fs, io::Read, io::Write};
 
 use hull_proto::{
     ContainerStart, Decoder, ExecStart, ExitStatus, Failure, Frame, Hello, LineDecoder,
@@ -20,7 +28,7 @@ use serde_json::{Value, json};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An agent and a root directory for its containers.
-pub struct Guest {
+pub(crate) struct Guest {
     agent: Child,
     control: UnixStream,
     lines: LineDecoder,
@@ -30,15 +38,15 @@ pub struct Guest {
 
 /// How a process went.
 #[derive(Debug)]
-pub struct Outcome {
-    pub stdout: Vec<u8>,
-    pub stderr: Vec<u8>,
-    pub end: Result<ExitStatus, Failure>,
+pub(crate) struct Outcome {
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
+    pub(crate) end: Result<ExitStatus, Failure>,
 }
 
 impl Outcome {
     /// Standard output as text, of a process that ended well.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         assert_eq!(
             self.end,
             Ok(ExitStatus::Exited(0)),
@@ -49,14 +57,14 @@ impl Outcome {
     }
 
     /// Why it was not started.
-    pub fn failure(self) -> Failure {
+    pub(crate) fn failure(self) -> Failure {
         self.end.unwrap_err()
     }
 }
 
 impl Guest {
     /// Starts an agent; `None`, said aloud, where that's impossible.
-    pub fn start() -> Option<Self> {
+    pub(crate) fn start() -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             eprintln!("SKIP: running containers takes root");
             return None;
@@ -101,14 +109,14 @@ impl Guest {
                 return message;
             }
             let mut bytes = [0; 4096];
-            let count = self.control.read(&mut bytes).unwrap();
+            let count = read(&mut self.control, &mut bytes);
             assert!(count > 0, "the agent closed the control stream");
             self.lines.feed(&bytes[..count]);
         }
     }
 
     /// Asks for something on the control stream.
-    pub fn ask(&mut self, request: &Request) -> Reply {
+    pub(crate) fn ask(&mut self, request: &Request) -> Reply {
         let mut line = Vec::new();
         hull_proto::encode_line(request, &mut line).unwrap();
         self.control.write_all(&line).unwrap();
@@ -116,29 +124,29 @@ impl Guest {
     }
 
     /// The root directory of the containers.
-    pub fn root(&self) -> PathBuf {
+    pub(crate) fn root(&self) -> PathBuf {
         self.dir.path().join("root")
     }
 
     /// A directory beside the root.
-    pub fn beside(&self, name: &str) -> PathBuf {
+    pub(crate) fn beside(&self, name: &str) -> PathBuf {
         let path = self.dir.path().join(name);
         fs::create_dir_all(&path).unwrap();
         path
     }
 
     /// The agent's process id.
-    pub fn agent_pid(&self) -> u32 {
+    pub(crate) fn agent_pid(&self) -> u32 {
         self.agent.id()
     }
 
     /// A spec as an engine writes one, that runs a shell script.
-    pub fn spec(&self, script: &str) -> Value {
+    pub(crate) fn spec(&self, script: &str) -> Value {
         spec(&self.root(), &["sh", "-c", script])
     }
 
     /// A new process stream.
-    pub fn connect(&self) -> Stream {
+    pub(crate) fn connect(&self) -> Stream {
         let stream = UnixStream::connect(&self.socket).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Stream {
@@ -148,7 +156,7 @@ impl Guest {
     }
 
     /// Asks for a container of this name.
-    pub fn create(&self, id: &str, spec: Value, init: bool) -> Stream {
+    pub(crate) fn create(&self, id: &str, spec: Value, init: bool) -> Stream {
         let mut stream = self.connect();
         stream.send(&Frame::Spawn(Spawn::Container(Box::new(ContainerStart {
             id: id.into(),
@@ -159,17 +167,17 @@ impl Guest {
     }
 
     /// Asks for a container of a new name.
-    pub fn begin(&self, spec: Value) -> Stream {
+    pub(crate) fn begin(&self, spec: Value) -> Stream {
         self.create(&fresh_name(), spec, false)
     }
 
     /// Runs a container to its end.
-    pub fn run(&self, spec: Value) -> Outcome {
+    pub(crate) fn run(&self, spec: Value) -> Outcome {
         self.begin(spec).finish()
     }
 
     /// Asks for another process in a container.
-    pub fn exec(&self, id: &str, process: Value) -> Stream {
+    pub(crate) fn exec(&self, id: &str, process: Value) -> Stream {
         let mut stream = self.connect();
         stream.send(&Frame::Spawn(Spawn::Exec(Box::new(ExecStart {
             id: id.into(),
@@ -186,35 +194,50 @@ impl Drop for Guest {
     }
 }
 
+/// Reads some, in time; an interrupted call is only tried again.
+fn read(stream: &mut UnixStream, bytes: &mut [u8]) -> usize {
+    loop {
+        match stream.read(bytes) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            other => return other.expect("an answer in time"),
+        }
+    }
+}
+
 /// A name that no other test's container has: tests share the machine's cgroups.
-pub fn fresh_name() -> String {
+pub(crate) fn fresh_name() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     format!("hull-test-{}-{number}", std::process::id())
 }
 
 /// The host's end of a process stream.
-pub struct Stream {
+pub(crate) struct Stream {
     stream: UnixStream,
     decoder: Decoder,
 }
 
 impl Stream {
     /// Says something.
-    pub fn send(&mut self, frame: &Frame) {
+    pub(crate) fn send(&mut self, frame: &Frame) {
+        self.try_send(frame).unwrap();
+    }
+
+    /// Says something that the agent may not want to hear any more.
+    pub(crate) fn try_send(&mut self, frame: &Frame) -> std::io::Result<()> {
         let mut bytes = Vec::new();
         hull_proto::encode(frame, &mut bytes).unwrap();
-        self.stream.write_all(&bytes).unwrap();
+        self.stream.write_all(&bytes)
     }
 
     /// Hears the next frame; `None` at the stream's end.
-    pub fn next(&mut self) -> Option<Frame> {
+    pub(crate) fn next(&mut self) -> Option<Frame> {
         loop {
             if let Some(frame) = self.decoder.take().unwrap() {
                 return Some(frame);
             }
             let mut bytes = [0; 65536];
-            let count = self.stream.read(&mut bytes).expect("a frame in time");
+            let count = read(&mut self.stream, &mut bytes);
             if count == 0 {
                 return None;
             }
@@ -223,7 +246,7 @@ impl Stream {
     }
 
     /// Waits until the process runs and returns its id.
-    pub fn started(&mut self) -> u32 {
+    pub(crate) fn started(&mut self) -> u32 {
         match self.next() {
             Some(Frame::Started { pid }) => pid,
             other => panic!("not started: {other:?}"),
@@ -231,7 +254,7 @@ impl Stream {
     }
 
     /// Reads output until it contains `text`.
-    pub fn read_until(&mut self, text: &str) -> String {
+    pub(crate) fn read_until(&mut self, text: &str) -> String {
         let mut seen = Vec::new();
         loop {
             match self.next() {
@@ -247,7 +270,7 @@ impl Stream {
     }
 
     /// Reads to the last frame.
-    pub fn finish(mut self) -> Outcome {
+    pub(crate) fn finish(mut self) -> Outcome {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let end = loop {
             match self.next().expect("a last frame") {
@@ -286,7 +309,7 @@ fn make_root(root: &Path, busybox: &str) {
 }
 
 /// A process as an engine describes one.
-pub fn process(args: &[&str]) -> Value {
+pub(crate) fn process(args: &[&str]) -> Value {
     let capabilities = json!([
         "CAP_CHOWN",
         "CAP_DAC_OVERRIDE",
