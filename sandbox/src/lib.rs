@@ -10,21 +10,40 @@
 //!      ◄── ProcessStream ───── frames of the first process; control.sock serves all others
 //! ```
 
-mod client;
+mod cgroup;
+mod console;
+mod container;
+pub mod control;
 pub mod doctor;
+mod engine;
 mod exit;
+mod launch;
+mod logs;
+pub mod monitor;
+mod names;
 mod plan;
 mod request;
+mod rootfs;
+mod rotate;
 mod settings;
 mod signal;
 mod state;
+mod store;
 mod stream;
+mod sys;
 
-pub use client::{Container, Engine, EngineError, LogEntry, LogOptions, LogReader, StartFailure};
+pub use container::Container;
+pub use engine::{Engine, EngineError};
 pub use exit::{CODE_HULL_FAILED, CODE_NOT_EXECUTABLE, CODE_NOT_FOUND, FailureClass};
-pub use plan::{Export, ExportSource, Plan, PlannedImage, PlannedRoot, PlannedVm};
+pub use launch::StartFailure;
+pub use logs::{LogEntry, LogOptions, LogReader};
+pub use plan::{
+    Export, ExportSource, HostFacts, Identity, MIN_MEMORY_BYTES, Plan, PlanError, PlannedImage,
+    PlannedRoot, PlannedVm,
+};
 pub use request::{ExecRequest, Image, Root, RunRequest, Tmpfs, Ulimit, Volume, VolumeSource};
 pub use settings::{Assets, Defaults, Registries, Settings, SettingsError};
 pub use signal::{SignalError, parse_signal, signal_name};
 pub use state::{ExitRecord, Running, Status};
+pub use store::{Entry, Store, StoreError};
 pub use stream::{ProcessStream, StreamError, StreamReceiver, StreamSender};

@@ -110,6 +110,10 @@ impl RunRequest {
 
 /// Where the root file system comes from.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one, and it is rarely moved"
+)]
 pub enum Root {
     /// An unpacked image; the container writes to a layer of its own.
     Image(Image),

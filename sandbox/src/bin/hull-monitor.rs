@@ -1,3 +1,9 @@
-//! The process that holds one VM.
+//! The process that holds one VM. `hull` starts it; see `hull_sandbox::monitor`.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    hull_sandbox::monitor::main()
+}

@@ -1,4 +1,4 @@
-//! What a run request means: a pure function of request, image configuration and settings.
+//! The shapes of a plan, as `plan.json` holds them.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,6 +18,8 @@ pub struct Plan {
     pub name: String,
     /// When it was created.
     pub created_at: Timestamp,
+    /// Its host name.
+    pub hostname: String,
     /// The image it came from, if any.
     pub image: Option<PlannedImage>,
     /// Labels, the image's and the request's.
@@ -118,11 +120,19 @@ pub struct Export {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ExportSource {
-    /// A host path: a directory, or a file that will be alone in an empty directory. Which of
-    /// them is known when the container is created.
+    /// A directory of the host.
     Directory(PathBuf),
-    /// One file of the host, seen as `file` in an otherwise empty directory.
+    /// One file of the host, seen under [`FILE_NAME`] in an otherwise empty directory.
     File(PathBuf),
-    /// A directory of the container's own, filled from the image's directory at this path.
+    /// A directory of the container's own, first filled from the image's directory at this path.
     Anonymous(String),
+    /// The container's own `hostname`, `hosts` and `resolv.conf`.
+    Identity,
 }
+
+/// The name of the one file that an [`ExportSource::File`] shows.
+pub(crate) const FILE_NAME: &str = "file";
+/// The name of the container's root among the exports.
+pub(crate) const ROOT_NAME: &str = "root";
+/// The name of [`ExportSource::Identity`] among the exports.
+pub(super) const IDENTITY_NAME: &str = "identity";

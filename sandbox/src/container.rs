@@ -1,0 +1,438 @@
+//! One container as faces see it: what its directory says, and its monitor's control socket.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hull_proto::{ExecStart, Frame, Spawn};
+use jiff::Timestamp;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use serde_json::{Value, json};
+
+use crate::cgroup;
+use crate::control::{self, ControlError, Reply, Request};
+use crate::engine::EngineError;
+use crate::exit::CODE_HULL_FAILED;
+use crate::launch::launch;
+use crate::logs::{LogOptions, LogReader};
+use crate::plan::{self, Plan};
+use crate::request::ExecRequest;
+use crate::rotate::older;
+use crate::state::{ExitRecord, Status};
+use crate::store::{Entry, Store};
+use crate::stream::ProcessStream;
+use crate::sys;
+
+const SIGKILL: u8 = 9;
+
+/// One container of this host.
+#[derive(Debug)]
+pub struct Container {
+    entry: Entry,
+    plan: Plan,
+    store: Store,
+    monitor: PathBuf,
+}
+
+impl Container {
+    pub(crate) fn new(entry: Entry, plan: Plan, store: Store, monitor: PathBuf) -> Self {
+        Self {
+            entry,
+            plan,
+            store,
+            monitor,
+        }
+    }
+
+    /// Its id, 64 hexadecimal digits.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.plan.id
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.plan.name
+    }
+
+    /// What it was made to be.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// What it is at this moment.
+    ///
+    /// # Errors
+    /// If its directory can't be read.
+    pub fn status(&self) -> Result<Status, EngineError> {
+        // The record of an end is final until the next start, which removes it under the lock.
+        if let Some(record) = self.entry.exit()? {
+            return Ok(Status::Exited(record));
+        }
+        if self.store.is_alive(&self.entry)? {
+            return Ok(match self.entry.running()? {
+                Some(running) => Status::Running(running),
+                None => Status::Starting,
+            });
+        }
+        // It may have ended between the two looks.
+        if let Some(record) = self.entry.exit()? {
+            return Ok(Status::Exited(record));
+        }
+        match self.entry.running()? {
+            Some(running) => Ok(Status::Exited(died(Some(running.started_at)))),
+            None if self.entry.boot_log_path().exists() => Ok(Status::Exited(died(None))),
+            None => Ok(Status::Created),
+        }
+    }
+
+    /// Starts it; with `attach`, returns the first process's stream, attached before its first
+    /// byte of output. Drop the stream to detach: the container doesn't need this process to
+    /// live on. The stream's first frame is `Started`; its last is `Exited`, sent when the
+    /// container's record is complete and, with auto-remove, its directory is gone.
+    ///
+    /// # Errors
+    /// [`EngineError::Start`] says how far the start came.
+    pub fn start(&mut self, attach: bool) -> Result<Option<ProcessStream>, EngineError> {
+        let Some(lock) = self.store.claim(&self.entry)? else {
+            return Err(EngineError::IsRunning(self.plan.id.clone()));
+        };
+        self.entry.make_run_directory()?;
+        let failed = |source| EngineError::Host {
+            action: format!("start the monitor \"{}\"", self.monitor.display()),
+            source,
+        };
+        let (near, far) = match attach {
+            true => UnixStream::pair().map(|(near, far)| (Some(near), Some(far))),
+            false => Ok((None, None)),
+        }
+        .map_err(failed)?;
+        let launched = launch(&self.monitor, &self.entry, lock, far).map_err(failed)?;
+        if let Err(failure) = launched.readiness() {
+            self.clear_failed_start();
+            return Err(failure.into());
+        }
+        let stream = near.map(ProcessStream::new).transpose();
+        stream.map_err(failed)
+    }
+
+    /// A monitor that was killed before it could record anything, and was to leave nothing.
+    fn clear_failed_start(&self) {
+        if self.plan.auto_remove
+            && let Ok(Some(lock)) = self.store.claim(&self.entry)
+        {
+            cgroup::remove(self.id());
+            // The sweep gets what stays.
+            let _ = self.store.remove(&self.entry, &lock);
+        }
+    }
+
+    /// Attaches to the first process: output from now on, stdin if the container is
+    /// interactive and nobody else gives it. The stream's first frame is `Started`.
+    ///
+    /// # Errors
+    /// If the container doesn't run.
+    pub fn attach(&self, stdin: bool) -> Result<ProcessStream, EngineError> {
+        let socket = self.connect()?;
+        self.ask("attach to", &socket, Request::Attach { stdin })?;
+        ProcessStream::new(socket).map_err(|source| EngineError::Host {
+            action: format!("attach to container {}", self.id()),
+            source,
+        })
+    }
+
+    /// Runs another process in it. The stream's first frame is `Started` or `Failed`; closing
+    /// the stream early kills the process.
+    ///
+    /// # Errors
+    /// If the container doesn't run.
+    pub fn exec(&self, request: &ExecRequest) -> Result<ProcessStream, EngineError> {
+        let process = plan::exec(request, &self.plan)?;
+        let socket = self.connect()?;
+        let failed = |source| self.failed("run a process in", source);
+        control::ask(&socket, Request::Exec).map_err(failed)?;
+        let stream = UnixStream::from(control::answer_with_fd(&socket).map_err(failed)?);
+        let failed = |source| EngineError::Host {
+            action: format!("run a process in container {}", self.id()),
+            source,
+        };
+        stream.set_nonblocking(false).map_err(failed)?;
+        let stream = ProcessStream::new(stream).map_err(failed)?;
+        stream.send(&Frame::Spawn(Spawn::Exec(Box::new(ExecStart {
+            id: self.plan.id.clone(),
+            process,
+        }))))?;
+        Ok(stream)
+    }
+
+    /// Sends a signal to the first process.
+    ///
+    /// # Errors
+    /// If the container doesn't run.
+    pub fn signal(&self, signal: u8) -> Result<(), EngineError> {
+        let socket = self.connect()?;
+        let all = signal == SIGKILL;
+        self.ask("signal", &socket, Request::Signal { signal, all })?;
+        Ok(())
+    }
+
+    /// Says that the first process's terminal has a new size.
+    ///
+    /// # Errors
+    /// If the container doesn't run.
+    pub fn resize(&self, rows: u16, cols: u16) -> Result<(), EngineError> {
+        let socket = self.connect()?;
+        self.ask(
+            "resize the terminal of",
+            &socket,
+            Request::Resize { rows, cols },
+        )?;
+        Ok(())
+    }
+
+    /// Asks it to stop by its stop signal, kills it after its (or this) time; returns when the
+    /// monitor is gone. A container that doesn't run is stopped already.
+    ///
+    /// # Errors
+    /// If the monitor can't be spoken to.
+    pub fn stop(&self, timeout: Option<Duration>) -> Result<(), EngineError> {
+        let timeout_ms =
+            timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+        let request = Request::Stop {
+            signal: None,
+            timeout_ms,
+        };
+        match self.until_ended("stop", request) {
+            Ok(_) | Err(EngineError::NotRunning(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits until it has ended and its monitor is gone.
+    ///
+    /// # Errors
+    /// If it was never started.
+    pub fn wait(&self) -> Result<ExitRecord, EngineError> {
+        match self.until_ended("wait for", Request::Wait) {
+            Ok(Some(record)) => return Ok(record),
+            Ok(None) | Err(EngineError::NotRunning(_)) => {}
+            Err(error) => return Err(error),
+        }
+        match self.status()? {
+            Status::Exited(record) => Ok(record),
+            _ => Err(EngineError::NotRunning(self.plan.id.clone())),
+        }
+    }
+
+    /// Asks for something that is answered when the container ends; then waits for the monitor
+    /// itself to be gone, so that nothing holds the container any more.
+    fn until_ended(
+        &self,
+        action: &'static str,
+        request: Request,
+    ) -> Result<Option<ExitRecord>, EngineError> {
+        let socket = self.connect()?;
+        let monitor = monitor_of(&socket);
+        let reply = match self.ask(action, &socket, request) {
+            Ok(reply) => Some(reply),
+            Err(EngineError::Monitor {
+                source: ControlError::Gone,
+                ..
+            }) => None,
+            Err(error) => return Err(error),
+        };
+        if let Some(monitor) = monitor {
+            gone(&monitor);
+        }
+        Ok(match reply {
+            Some(Reply::Ended(record)) => Some(record),
+            _ => self.entry.exit()?,
+        })
+    }
+
+    /// Reads its output so far, oldest first.
+    ///
+    /// # Errors
+    /// If the log can't be opened.
+    pub fn logs(&self, options: &LogOptions) -> Result<LogReader, EngineError> {
+        let alive = match options.follow {
+            true => self.connect().ok(),
+            false => None,
+        };
+        LogReader::open(&self.entry.log_path(), options, alive).map_err(|source| {
+            EngineError::Host {
+                action: format!("read the log of container {}", self.id()),
+                source,
+            }
+        })
+    }
+
+    /// The last part of its VM's console.
+    ///
+    /// # Errors
+    /// If there is one and it can't be read.
+    pub fn boot_log(&self) -> Result<Vec<u8>, EngineError> {
+        let path = self.entry.boot_log_path();
+        let mut text = Vec::new();
+        for path in [older(&path), path] {
+            match fs::read(&path) {
+                Ok(bytes) => text.extend(bytes),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => {
+                    return Err(EngineError::Host {
+                        action: format!("read \"{}\"", path.display()),
+                        source,
+                    });
+                }
+            }
+        }
+        Ok(text)
+    }
+
+    /// Everything known about it: its plan, its status, what its monitor says.
+    ///
+    /// # Errors
+    /// If its directory can't be read.
+    pub fn inspect(&self) -> Result<Value, EngineError> {
+        let status = match self.status()? {
+            Status::Created => json!({"status": "created"}),
+            Status::Starting => json!({"status": "starting"}),
+            Status::Running(running) => json!({"status": "running", "running": running}),
+            Status::Exited(record) => json!({"status": "exited", "exit": record}),
+        };
+        let report = self
+            .connect()
+            .and_then(|socket| self.ask("inspect", &socket, Request::Inspect));
+        let monitor = match report {
+            Ok(Reply::Inspect(report)) => json!(report),
+            _ => Value::Null,
+        };
+        Ok(json!({
+            "plan": self.plan,
+            "state": status,
+            "monitor": monitor,
+            "directory": self.entry.directory,
+        }))
+    }
+
+    /// Removes it and all it wrote. `force` kills it first.
+    ///
+    /// # Errors
+    /// [`EngineError::IsRunning`] without `force`.
+    pub fn remove(self, force: bool) -> Result<(), EngineError> {
+        let lock = match self.claimed()? {
+            Some(lock) => lock,
+            None if force => match self.kill_monitor()? {
+                Some(lock) => lock,
+                None => return Err(EngineError::IsRunning(self.plan.id.clone())),
+            },
+            None => return Err(EngineError::IsRunning(self.plan.id.clone())),
+        };
+        let Some(lock) = lock else { return Ok(()) };
+        cgroup::remove(self.id());
+        Ok(self.store.remove(&self.entry, &lock)?)
+    }
+
+    /// The right to remove it: `None` if it runs, `Some(None)` if it is gone already.
+    fn claimed(&self) -> Result<Option<Option<File>>, EngineError> {
+        match self.store.claim(&self.entry) {
+            Ok(Some(lock)) => Ok(Some(Some(lock))),
+            Ok(None) => Ok(None),
+            Err(error) if error.is_missing() => Ok(Some(None)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Ends a monitor at once: a VM that is to be removed need not be asked.
+    fn kill_monitor(&self) -> Result<Option<Option<File>>, EngineError> {
+        if let Ok(socket) = self.connect()
+            && let Ok(pid) = rustix::net::sockopt::socket_peercred(&socket)
+            && let Some(monitor) = monitor_of(&socket)
+        {
+            // A monitor that ended by itself in the meantime is as gone.
+            let _ = kill_process(pid.pid, Signal::KILL);
+            gone(&monitor);
+        }
+        self.claimed()
+    }
+
+    fn connect(&self) -> Result<UnixStream, EngineError> {
+        let not_running = || EngineError::NotRunning(self.plan.id.clone());
+        // By descriptor, as a socket's address holds but 107 bytes.
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = match rustix::fs::open(&self.entry.run, flags, Mode::empty()) {
+            Ok(directory) => directory,
+            Err(rustix::io::Errno::NOENT) => return Err(not_running()),
+            Err(error) => return Err(self.failed("reach", ControlError::Io(error.into()))),
+        };
+        let short = Path::new(&sys::descriptor_path(&directory)).join("control.sock");
+        match UnixStream::connect(short) {
+            Ok(socket) => Ok(socket),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                ) =>
+            {
+                Err(not_running())
+            }
+            Err(error) => Err(self.failed("reach", ControlError::Io(error))),
+        }
+    }
+
+    fn ask(
+        &self,
+        action: &'static str,
+        socket: &UnixStream,
+        request: Request,
+    ) -> Result<Reply, EngineError> {
+        control::ask(socket, request)
+            .and_then(|()| control::answer(socket))
+            .map_err(|error| self.failed(action, error))
+    }
+
+    fn failed(&self, action: &'static str, source: ControlError) -> EngineError {
+        EngineError::Monitor {
+            action,
+            id: self.plan.id.clone(),
+            source,
+        }
+    }
+}
+
+/// What is known of a container whose monitor was killed.
+fn died(started_at: Option<Timestamp>) -> ExitRecord {
+    ExitRecord {
+        code: match started_at {
+            Some(_) => 128 + SIGKILL,
+            None => CODE_HULL_FAILED,
+        },
+        signal: started_at.map(|_| SIGKILL),
+        oom: false,
+        started_at,
+        finished_at: started_at.unwrap_or(Timestamp::UNIX_EPOCH),
+        error: Some("the monitor died".to_owned()),
+    }
+}
+
+/// The process at the other end, held so that its number can't be somebody else's.
+fn monitor_of(socket: &UnixStream) -> Option<OwnedFd> {
+    let peer = rustix::net::sockopt::socket_peercred(socket).ok()?;
+    pidfd(peer.pid)
+}
+
+fn pidfd(pid: Pid) -> Option<OwnedFd> {
+    pidfd_open(pid, PidfdFlags::empty()).ok()
+}
+
+fn gone(monitor: &OwnedFd) {
+    let mut fds = [PollFd::new(monitor, PollFlags::IN)];
+    while let Err(rustix::io::Errno::INTR) = poll(&mut fds, None) {}
+}

@@ -1,0 +1,306 @@
+//! The words of a monitor's control socket: one JSON object a line, one request a connection.
+//!
+//! ```text
+//! client ► {generation, request}   monitor ► {reply}       Ping, Inspect, Signal, Resize
+//!                                  … ► {reply: ended}      Wait, Stop: when the container ends
+//!                                  ► {reply: ok} frames …  Attach: both speak frames from here on
+//!                                  ► {reply: ok} + fd      Exec: the fd is a process stream
+//! ```
+//!
+//! Owns the words and their framing on either side. Refuses long lines.
+
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::state::ExitRecord;
+
+/// Version of everything in this module.
+pub const GENERATION: u32 = 1;
+
+/// Longest line, in bytes.
+pub(crate) const MAX_LINE: usize = 64 * 1024;
+
+/// A request with its version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// [`GENERATION`] of the client.
+    pub generation: u32,
+    /// What is asked.
+    #[serde(flatten)]
+    pub request: Request,
+}
+
+/// What a client asks of a monitor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "request")]
+pub enum Request {
+    /// Nothing but an answer.
+    Ping,
+    /// What the monitor knows of itself.
+    Inspect,
+    /// The container's end.
+    Wait,
+    /// A signal for the first process, or for every process of the container.
+    Signal {
+        /// The signal's number.
+        signal: u8,
+        /// Whether every process is meant.
+        all: bool,
+    },
+    /// A new size of the first process's terminal.
+    Resize {
+        /// Lines.
+        rows: u16,
+        /// Characters a line.
+        cols: u16,
+    },
+    /// The container's end: by its stop signal, by SIGKILL later.
+    Stop {
+        /// The signal; the container's own when absent.
+        signal: Option<u8>,
+        /// Milliseconds until SIGKILL; the container's own when absent.
+        timeout_ms: Option<u64>,
+    },
+    /// The first process's stream.
+    Attach {
+        /// Whether this client is the one that gives stdin.
+        stdin: bool,
+    },
+    /// A stream to a process that the client will spawn.
+    Exec,
+}
+
+/// What a monitor answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "reply")]
+pub enum Reply {
+    /// Done.
+    Ok,
+    /// Not done, and why.
+    Error {
+        /// What failed.
+        message: String,
+    },
+    /// The container has ended.
+    Ended(ExitRecord),
+    /// What the monitor knows of itself.
+    Inspect(Report),
+}
+
+/// What a monitor knows of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Its process id.
+    pub pid: u32,
+    /// Clients attached to the first process.
+    pub attached: usize,
+    /// Defences that are in force, by name.
+    pub jail: Vec<String>,
+}
+
+/// A control connection that broke.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The socket failed.
+    #[error("the monitor's control socket failed")]
+    Io(#[from] io::Error),
+    /// A line that isn't what it should be.
+    #[error("the monitor's control socket carries what is no control line")]
+    Malformed(#[from] serde_json::Error),
+    /// A line longer than the limit.
+    #[error("a control line is longer than {MAX_LINE} bytes")]
+    TooLong,
+    /// The monitor hung up.
+    #[error("the monitor is gone")]
+    Gone,
+    /// The monitor said no.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// `value` as a line.
+pub(crate) fn line<T: Serialize>(value: &T) -> Result<Vec<u8>, ControlError> {
+    let mut bytes = serde_json::to_vec(value)?;
+    if bytes.len() > MAX_LINE {
+        return Err(ControlError::TooLong);
+    }
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+/// Sends a request.
+pub(crate) fn ask(mut socket: &UnixStream, request: Request) -> Result<(), ControlError> {
+    let envelope = Envelope {
+        generation: GENERATION,
+        request,
+    };
+    Ok(socket.write_all(&line(&envelope)?)?)
+}
+
+/// Waits for the reply, and not a byte more: what follows may be frames.
+pub(crate) fn answer(mut socket: &UnixStream) -> Result<Reply, ControlError> {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    loop {
+        match socket.read(&mut byte) {
+            Ok(0) => return Err(ControlError::Gone),
+            Ok(_) if byte[0] == b'\n' => return checked(serde_json::from_slice(&line)?),
+            Ok(_) if line.len() == MAX_LINE => return Err(ControlError::TooLong),
+            Ok(_) => line.push(byte[0]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                return Err(ControlError::Gone);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn checked(reply: Reply) -> Result<Reply, ControlError> {
+    match reply {
+        Reply::Error { message } => Err(ControlError::Refused(message)),
+        reply => Ok(reply),
+    }
+}
+
+/// Sends a reply together with a descriptor. The line is short and the socket's buffer empty, so
+/// it goes out whole.
+pub(crate) fn send_with_fd(
+    socket: &UnixStream,
+    line: &[u8],
+    descriptor: impl AsFd,
+) -> io::Result<()> {
+    let descriptors = [descriptor.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let sent = sendmsg(
+        socket,
+        &[IoSlice::new(line)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )?;
+    if sent == line.len() {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::WriteZero.into())
+    }
+}
+
+/// Waits for a reply that carries a descriptor.
+pub(crate) fn answer_with_fd(socket: &UnixStream) -> Result<OwnedFd, ControlError> {
+    let mut line = Vec::new();
+    let mut descriptor = None;
+    loop {
+        let mut chunk = [0; 4096];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let received = match recvmsg(
+            socket,
+            &mut [IoSliceMut::new(&mut chunk)],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        ) {
+            Err(rustix::io::Errno::INTR) => continue,
+            result => result.map_err(io::Error::from)?,
+        };
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(mut descriptors) = message {
+                descriptor = descriptors.next().or(descriptor);
+            }
+        }
+        if received.bytes == 0 {
+            return Err(ControlError::Gone);
+        }
+        line.extend_from_slice(&chunk[..received.bytes]);
+        if line.len() > MAX_LINE {
+            return Err(ControlError::TooLong);
+        }
+        if let Some(end) = line.iter().position(|&byte| byte == b'\n') {
+            checked(serde_json::from_slice(&line[..end])?)?;
+            return descriptor.ok_or(ControlError::Gone);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::thread;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn requests() -> impl Strategy<Value = Request> {
+        prop_oneof![
+            Just(Request::Ping),
+            Just(Request::Inspect),
+            Just(Request::Wait),
+            Just(Request::Exec),
+            any::<(u8, bool)>().prop_map(|(signal, all)| Request::Signal { signal, all }),
+            any::<(u16, u16)>().prop_map(|(rows, cols)| Request::Resize { rows, cols }),
+            any::<(Option<u8>, Option<u64>)>()
+                .prop_map(|(signal, timeout_ms)| Request::Stop { signal, timeout_ms }),
+            any::<bool>().prop_map(|stdin| Request::Attach { stdin }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn requests_round_trip(request in requests()) {
+            let envelope = Envelope { generation: GENERATION, request };
+            let bytes = line(&envelope).unwrap();
+            prop_assert_eq!(serde_json::from_slice::<Envelope>(&bytes).unwrap(), envelope);
+        }
+
+        #[test]
+        fn noise_is_a_request_or_an_error(noise in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = serde_json::from_slice::<Envelope>(&noise);
+        }
+    }
+
+    #[test]
+    fn a_reply_is_read_to_its_newline_and_no_further() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let mut bytes = line(&Reply::Ok).unwrap();
+        bytes.extend_from_slice(b"frames");
+        far.write_all(&bytes).unwrap();
+        assert_eq!(answer(&near).unwrap(), Reply::Ok);
+        let mut rest = [0; 6];
+        (&near).read_exact(&mut rest).unwrap();
+        assert_eq!(&rest, b"frames");
+        drop(far);
+        assert!(matches!(answer(&near), Err(ControlError::Gone)));
+    }
+
+    #[test]
+    fn a_descriptor_travels_with_its_reply() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"x").unwrap();
+        send_with_fd(&far, &line(&Reply::Ok).unwrap(), &file).unwrap();
+        let received = File::from(answer_with_fd(&near).unwrap());
+        assert_eq!(received.metadata().unwrap().len(), 1);
+        let refusal = thread::spawn(move || {
+            let message = "no".to_owned();
+            let line = line(&Reply::Error { message }).unwrap();
+            (&far).write_all(&line).unwrap();
+        });
+        assert!(matches!(
+            answer_with_fd(&near),
+            Err(ControlError::Refused(why)) if why == "no"
+        ));
+        refusal.join().unwrap();
+    }
+}

@@ -1,0 +1,215 @@
+//! What faces call first: the containers of this host.
+
+use std::cmp::Reverse;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+
+use crate::cgroup;
+use crate::container::Container;
+use crate::control::ControlError;
+use crate::exit::CODE_HULL_FAILED;
+use crate::launch::StartFailure;
+use crate::plan::{self, HostFacts, Identity, PlanError};
+use crate::request::{RunRequest, VolumeSource};
+use crate::settings::Settings;
+use crate::store::{Entry, Store, StoreError};
+use crate::stream::StreamError;
+
+/// Something that could not be done for a face.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The container failed to start.
+    #[error(transparent)]
+    Start(#[from] StartFailure),
+    /// The request can't be met.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The record of containers refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The operation needs a container that runs.
+    #[error("container {0} is not running")]
+    NotRunning(String),
+    /// The operation needs a container that doesn't run.
+    #[error("container {0} is running: stop it before, or force its removal")]
+    IsRunning(String),
+    /// The monitor could not be spoken to.
+    #[error("cannot {action} container {id}")]
+    Monitor {
+        /// What was tried.
+        action: &'static str,
+        /// On which container.
+        id: String,
+        /// Why not.
+        source: ControlError,
+    },
+    /// The host refused something.
+    #[error("cannot {action}")]
+    Host {
+        /// What was tried, on what.
+        action: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The stream to a process broke.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+}
+
+impl EngineError {
+    /// The code that a face exits with.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Start(failure) => failure.class.run_code(),
+            _ => CODE_HULL_FAILED,
+        }
+    }
+}
+
+/// Hull's engine on this host.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    settings: Settings,
+    store: Store,
+}
+
+impl Engine {
+    /// An engine with these settings. Touches nothing.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            store: Store::new(&settings),
+            settings,
+        }
+    }
+
+    /// The settings.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Plans a container and gives it its directory and name. Nothing runs yet.
+    ///
+    /// # Errors
+    /// If the request is invalid, the name is in use, or the disk refuses.
+    pub fn create(&self, request: &RunRequest) -> Result<Container, EngineError> {
+        let facts = facts(request)?;
+        let created_at = Timestamp::now();
+        let planned = |id, name| {
+            let identity = Identity {
+                id,
+                name,
+                created_at,
+            };
+            let plan = plan::plan(request, identity, &self.settings, &facts)?;
+            Ok::<_, EngineError>(plan)
+        };
+        let (entry, plan) = self.store.create(request.name.as_deref(), planned)?;
+        Ok(self.container(entry, plan))
+    }
+
+    /// The container with this id, unique beginning of an id, or name.
+    ///
+    /// # Errors
+    /// If there is none, or the beginning is several's.
+    pub fn find(&self, name_or_id: &str) -> Result<Container, EngineError> {
+        let entry = self.store.find(name_or_id)?;
+        let plan = entry.plan()?;
+        Ok(self.container(entry, plan))
+    }
+
+    /// Every container, the newest first.
+    ///
+    /// # Errors
+    /// If the store can't be read.
+    pub fn list(&self) -> Result<Vec<Container>, EngineError> {
+        let mut containers = Vec::new();
+        for entry in self.store.list()? {
+            match entry.plan() {
+                Ok(plan) => containers.push(self.container(entry, plan)),
+                // Removed since the directory was read.
+                Err(error) if error.is_missing() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        containers.sort_by_key(|container| Reverse(container.plan().created_at));
+        Ok(containers)
+    }
+
+    /// Clears what monitors and faces that were killed left behind; returns how many things.
+    ///
+    /// # Errors
+    /// If the store can't be read.
+    pub fn sweep(&self) -> Result<usize, EngineError> {
+        let mut cleared = self.store.clear_remains()?;
+        for entry in self.store.list()? {
+            let Ok(plan) = entry.plan() else { continue };
+            if !plan.auto_remove {
+                continue;
+            }
+            match self.store.claim(&entry) {
+                Ok(Some(lock)) => {
+                    cgroup::remove(entry.id());
+                    self.store.remove(&entry, &lock)?;
+                    cleared += 1;
+                }
+                Ok(None) => {}
+                Err(error) if error.is_missing() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(cleared)
+    }
+
+    fn container(&self, entry: Entry, plan: plan::Plan) -> Container {
+        Container::new(
+            entry,
+            plan,
+            self.store.clone(),
+            self.settings.assets.monitor.clone(),
+        )
+    }
+}
+
+/// What the plan must know of this host. A volume's source that doesn't exist is made, as a
+/// directory, as Docker does.
+fn facts(request: &RunRequest) -> Result<HostFacts, EngineError> {
+    let mut files = Vec::new();
+    for volume in &request.volumes {
+        let VolumeSource::Host(path) = &volume.source else {
+            continue;
+        };
+        if is_file(path)? {
+            files.push(path.clone());
+        }
+    }
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let memory = rustix::system::sysinfo();
+    Ok(HostFacts {
+        cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
+        memory_bytes: memory.totalram.saturating_mul(u64::from(memory.mem_unit)),
+        files,
+    })
+}
+
+fn is_file(path: &PathBuf) -> Result<bool, EngineError> {
+    let failed = |action: &str, path: &Path, source| EngineError::Host {
+        action: format!("{action} volume source \"{}\"", path.display()),
+        source,
+    };
+    match fs::metadata(path) {
+        Ok(metadata) => Ok(!metadata.is_dir()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_absolute() => {
+            fs::create_dir_all(path).map_err(|error| failed("create", path, error))?;
+            Ok(false)
+        }
+        // The plan refuses it with better words.
+        Err(_) if !path.is_absolute() => Ok(false),
+        Err(error) => Err(failed("read", path, error)),
+    }
+}

@@ -1,0 +1,234 @@
+//! From a started machine to a running first process: the agent's word, its setup, the spawn.
+//! Every wait has a deadline and ends when the guest does.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use hull_proto::{
+    ContainerStart, ControlError, Decoder, Failure, Frame, FrameError, GENERATION, Hello,
+    LineDecoder, MAX_FROM_GUEST, PROCESS_PORT, Reply, Request, Setup, Spawn, encode_line,
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde::de::DeserializeOwned;
+
+use crate::names;
+use crate::plan::Plan;
+
+use super::guest::Guest;
+use super::peer::Peer;
+
+/// A guest that didn't come up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BootError {
+    /// The guest ended.
+    #[error("the guest ended: {0}")]
+    Ended(String),
+    /// The guest took too long.
+    #[error("the guest said nothing for {0} seconds")]
+    Silent(u64),
+    /// The agent hung up.
+    #[error("the agent closed its {0} stream")]
+    Closed(&'static str),
+    /// The agent is of another make.
+    #[error("the agent speaks generation {0}, this monitor speaks {GENERATION}")]
+    Generation(u16),
+    /// A stream failed.
+    #[error("the stream to the agent failed")]
+    Stream(#[from] io::Error),
+    /// The agent broke the control stream's rules.
+    #[error("the agent broke the control stream's rules")]
+    Control(#[from] ControlError),
+    /// The agent broke the process stream's rules.
+    #[error("the agent broke the process stream's rules")]
+    Frames(#[from] FrameError),
+    /// The agent sent a frame that has no place there.
+    #[error("the agent answered the spawn with something else")]
+    Unexpected,
+    /// The agent could not take its setup.
+    #[error("the agent refused its setup: {0}")]
+    Setup(String),
+    /// The container's first process could not start.
+    #[error("{}", .0.message)]
+    Spawn(Failure),
+}
+
+/// The agent's control stream, once it has said hello.
+#[derive(Debug)]
+pub(super) struct Agent {
+    socket: UnixStream,
+    lines: LineDecoder,
+    /// The guest kernel's release.
+    pub(super) kernel: String,
+}
+
+/// The first process and its stream.
+#[derive(Debug)]
+pub(super) struct Started {
+    pub(super) peer: Peer,
+    pub(super) decoder: Decoder,
+    pub(super) guest_pid: u32,
+}
+
+/// Waits until the agent dials in and says who it is.
+///
+/// Whoever watches the machine's end sends a closed stream, so that a guest that dies on its way
+/// up is noticed at once.
+pub(super) fn hello(
+    guest: &dyn Guest,
+    dials: &Receiver<UnixStream>,
+    limit: Duration,
+) -> Result<Agent, BootError> {
+    let deadline = Instant::now() + limit;
+    let socket = match dials.recv_timeout(limit) {
+        Ok(socket) => socket,
+        Err(RecvTimeoutError::Timeout) => return Err(silent(guest, limit)),
+        Err(RecvTimeoutError::Disconnected) => return Err(closed(guest, "control")),
+    };
+    socket.set_nonblocking(true)?;
+    let mut lines = LineDecoder::default();
+    let hello: Hello = receive(guest, &socket, &mut lines, deadline, limit)?;
+    if hello.generation != GENERATION {
+        return Err(BootError::Generation(hello.generation));
+    }
+    Ok(Agent {
+        socket,
+        lines,
+        kernel: hello.kernel,
+    })
+}
+
+impl Agent {
+    /// Gives the guest its identity.
+    pub(super) fn setup(
+        &mut self,
+        guest: &dyn Guest,
+        plan: &Plan,
+        limit: Duration,
+    ) -> Result<(), BootError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let nanoseconds = now.map_or(0, |since| since.as_nanos());
+        let request = Request::Setup(Setup {
+            hostname: plan.hostname.clone(),
+            realtime_ns: u64::try_from(nanoseconds).unwrap_or(u64::MAX),
+            entropy: names::random(),
+            shares: true,
+        });
+        let mut line = Vec::new();
+        encode_line(&request, &mut line)?;
+        let deadline = Instant::now() + limit;
+        // A line fits the socket's buffer, which is empty.
+        io::Write::write_all(&mut &self.socket, &line)?;
+        match receive(guest, &self.socket, &mut self.lines, deadline, limit)? {
+            Reply::Ok => Ok(()),
+            Reply::Error { message } => Err(BootError::Setup(message)),
+        }
+    }
+}
+
+/// Runs the container's first process.
+pub(super) fn spawn(guest: &dyn Guest, plan: &Plan, limit: Duration) -> Result<Started, BootError> {
+    let deadline = Instant::now() + limit;
+    let mut peer = Peer::new(guest.connect(PROCESS_PORT)?)?;
+    peer.send_frame(&Frame::Spawn(Spawn::Container(Box::new(ContainerStart {
+        id: plan.id.clone(),
+        spec: plan.spec.clone(),
+        init: plan.init,
+    }))));
+    let mut decoder = Decoder::new(MAX_FROM_GUEST);
+    let mut chunk = vec![0; 4096];
+    loop {
+        match decoder.take()? {
+            Some(Frame::Started { pid }) => {
+                return Ok(Started {
+                    peer,
+                    decoder,
+                    guest_pid: pid,
+                });
+            }
+            Some(Frame::Failed(failure)) => return Err(BootError::Spawn(failure)),
+            Some(_) => return Err(BootError::Unexpected),
+            None => {}
+        }
+        let writing = peer.pending() > 0;
+        ready(guest, &peer, writing, deadline, limit)?;
+        peer.flush();
+        match peer.receive(&mut chunk) {
+            Some([]) => return Err(closed(guest, "process")),
+            Some(bytes) => decoder.feed(bytes),
+            None => {}
+        }
+    }
+}
+
+fn receive<T: DeserializeOwned>(
+    guest: &dyn Guest,
+    mut socket: &UnixStream,
+    lines: &mut LineDecoder,
+    deadline: Instant,
+    limit: Duration,
+) -> Result<T, BootError> {
+    let mut chunk = [0; 4096];
+    loop {
+        if let Some(message) = lines.take()? {
+            return Ok(message);
+        }
+        ready(guest, socket, false, deadline, limit)?;
+        match io::Read::read(&mut socket, &mut chunk) {
+            Ok(0) => return Err(closed(guest, "control")),
+            Ok(count) => lines.feed(&chunk[..count]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Waits until `socket` can be read (or written, if asked), the guest ends, or time is up.
+fn ready(
+    guest: &dyn Guest,
+    socket: impl AsFd,
+    writing: bool,
+    deadline: Instant,
+    limit: Duration,
+) -> Result<(), BootError> {
+    let wanted = if writing {
+        PollFlags::IN | PollFlags::OUT
+    } else {
+        PollFlags::IN
+    };
+    let ended = guest.ended();
+    let mut fds = [
+        PollFd::new(&socket, wanted),
+        PollFd::new(&ended, PollFlags::IN),
+    ];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(silent(guest, limit));
+        }
+        let timeout = Timespec::try_from(left).map_err(|_| BootError::Silent(limit.as_secs()))?;
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) if !fds[0].revents().is_empty() => return Ok(()),
+            Ok(_) => return Err(closed(guest, "control")),
+            Err(error) => return Err(io::Error::from(error).into()),
+        }
+    }
+}
+
+fn closed(guest: &dyn Guest, stream: &'static str) -> BootError {
+    match guest.ending() {
+        Some(why) => BootError::Ended(why),
+        None => BootError::Closed(stream),
+    }
+}
+
+fn silent(guest: &dyn Guest, limit: Duration) -> BootError {
+    match guest.ending() {
+        Some(why) => BootError::Ended(why),
+        None => BootError::Silent(limit.as_secs()),
+    }
+}

@@ -1,0 +1,162 @@
+//! One connection to a monitor: its request, then what became of it.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+
+use hull_proto::{Decoder, ExitStatus, Frame, MAX_DATA};
+use rustix::event::PollFlags;
+use rustix::net::sockopt;
+
+use crate::control::{self, ControlError, Envelope, MAX_LINE, Reply};
+use crate::state::ExitRecord;
+
+use super::peer::Peer;
+
+/// Kernel buffer of a client's socket: output that outlives its container waits there.
+const SEND_BUFFER: usize = 1 << 20;
+
+/// What a connection is for.
+#[derive(Debug)]
+pub(super) enum Role {
+    /// Its request isn't whole yet.
+    Asking(Vec<u8>),
+    /// It hears and speaks frames.
+    Attached {
+        /// Its frames.
+        decoder: Decoder,
+        /// Whether it gives the process its stdin.
+        stdin: bool,
+        /// Whether stdin ends with it.
+        once: bool,
+    },
+    /// It waits for the end.
+    Waiting,
+    /// It has its answer.
+    Leaving,
+}
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) peer: Peer,
+    pub(super) role: Role,
+    /// What the last poll saw.
+    pub(super) events: PollFlags,
+}
+
+impl Client {
+    pub(super) fn new(socket: UnixStream) -> io::Result<Self> {
+        // The default buffer does too, with more waking up.
+        let _ = sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER);
+        Ok(Self {
+            peer: Peer::new(socket)?,
+            role: Role::Asking(Vec::new()),
+            events: PollFlags::empty(),
+        })
+    }
+
+    pub(super) fn attach(&mut self, stdin: bool, once: bool) {
+        let rest = match &mut self.role {
+            Role::Asking(rest) => std::mem::take(rest),
+            _ => Vec::new(),
+        };
+        let mut decoder = Decoder::new(MAX_DATA);
+        decoder.feed(&rest);
+        self.role = Role::Attached {
+            decoder,
+            stdin,
+            once,
+        };
+    }
+
+    pub(super) fn is_attached(&self) -> bool {
+        matches!(self.role, Role::Attached { .. })
+    }
+
+    pub(super) fn has_stdin(&self) -> bool {
+        matches!(self.role, Role::Attached { stdin: true, .. })
+    }
+
+    pub(super) fn gives_stdin_once(&self) -> bool {
+        matches!(self.role, Role::Attached { once: true, .. })
+    }
+
+    /// Whether there is nothing more to do for it.
+    pub(super) fn is_finished(&self) -> bool {
+        let answered = matches!(self.role, Role::Leaving) && self.peer.pending() == 0;
+        self.peer.is_gone() || answered
+    }
+
+    /// Takes bytes that came; a whole request comes out of them once.
+    pub(super) fn take_request(&mut self, bytes: &[u8]) -> Result<Option<Envelope>, ControlError> {
+        match &mut self.role {
+            Role::Asking(line) => {
+                line.extend_from_slice(bytes);
+                let Some(end) = line.iter().position(|&byte| byte == b'\n') else {
+                    return match line.len() > MAX_LINE {
+                        true => Err(ControlError::TooLong),
+                        false => Ok(None),
+                    };
+                };
+                let envelope = serde_json::from_slice(&line[..end])?;
+                line.drain(..=end);
+                Ok(Some(envelope))
+            }
+            Role::Attached { decoder, .. } => {
+                decoder.feed(bytes);
+                Ok(None)
+            }
+            // Nothing was asked of them.
+            Role::Waiting | Role::Leaving => Ok(None),
+        }
+    }
+
+    /// The next frame of an attached client. One that breaks the framing is gone.
+    pub(super) fn frame(&mut self) -> Option<Frame> {
+        let Role::Attached { decoder, .. } = &mut self.role else {
+            return None;
+        };
+        if self.peer.is_gone() {
+            return None;
+        }
+        match decoder.take() {
+            Ok(frame) => frame,
+            Err(_) => {
+                self.peer.mark_gone();
+                None
+            }
+        }
+    }
+
+    pub(super) fn answer(&mut self, reply: &Reply) {
+        match control::line(reply) {
+            Ok(line) => self.peer.send(&line),
+            Err(_) => self.peer.mark_gone(),
+        }
+    }
+
+    /// Answers for good.
+    pub(super) fn reply(&mut self, reply: &Reply) {
+        self.answer(reply);
+        self.role = Role::Leaving;
+    }
+
+    pub(super) fn refuse(&mut self, why: &str) {
+        self.reply(&Reply::Error {
+            message: why.to_owned(),
+        });
+    }
+
+    /// Says that the container has ended.
+    pub(super) fn tell_end(&mut self, record: &ExitRecord, status: Option<ExitStatus>) {
+        match (&self.role, status) {
+            (Role::Waiting, _) => self.reply(&Reply::Ended(record.clone())),
+            (Role::Attached { .. }, Some(status)) => {
+                self.peer.send_frame(&Frame::Exited(status));
+            }
+            (Role::Asking(_), _) => self.refuse("the container has ended"),
+            // An attached client whose stream ends without a last frame looks into the record.
+            (Role::Attached { .. } | Role::Leaving, _) => {}
+        }
+    }
+}

@@ -1,0 +1,487 @@
+//! The loop that owns a running container: the first process's stream, the clients, the guest's
+//! end. The sole writer of state; never waits for the guest or for a client.
+//!
+//! ```text
+//! agent ══ frames ══► log.json
+//!                 ╚═► attached clients (a slow one holds the process up, a gone one doesn't)
+//! attached client ══ stdin, resize, signal ══► agent
+//! ```
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
+
+use hull_proto::{Decoder, ExitStatus, Frame, PROCESS_PORT, STDIN_WINDOW};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::control::{self, Envelope, GENERATION, Reply, Report, Request};
+use crate::logs::{LogStream, LogWriter};
+use crate::plan::Plan;
+
+use super::boot::{Agent, Started};
+use super::client::{Client, Role};
+use super::guest::Guest;
+use super::peer::Peer;
+use super::stdin::Stdin;
+
+/// Output that may wait for a client before the process is held up, in bytes.
+const CLIENT_BACKLOG: usize = 256 * 1024;
+/// Frames that may wait for the agent, stdin's window aside, in bytes.
+const AGENT_BACKLOG: usize = STDIN_WINDOW + 64 * 1024;
+/// Most clients at a time.
+const MAX_CLIENTS: usize = 256;
+/// What a killed container may take before its VM is ended.
+const KILL_GRACE: Duration = Duration::from_secs(3);
+const SIGKILL: u8 = 9;
+
+/// How the container ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum End {
+    /// Its first process did.
+    Process(ExitStatus),
+    /// Somebody ended the VM.
+    Killed,
+    /// The guest did, without a word of the process.
+    Guest(String),
+}
+
+/// A running container.
+pub(super) struct Driver<'a> {
+    plan: &'a Plan,
+    guest: Box<dyn Guest>,
+    /// Held open: its end would be the agent's.
+    _control: Agent,
+    agent: Peer,
+    decoder: Decoder,
+    log: LogWriter,
+    stdin: Stdin,
+    listener: UnixListener,
+    clients: Vec<Client>,
+    kill_at: Option<Instant>,
+    stop_at: Option<Instant>,
+    guest_pid: u32,
+    jail: Vec<String>,
+    chunk: Vec<u8>,
+}
+
+/// What a driver is made of.
+pub(super) struct Parts<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) guest: Box<dyn Guest>,
+    pub(super) started: Started,
+    pub(super) agent: Agent,
+    pub(super) log: LogWriter,
+    pub(super) listener: UnixListener,
+    /// The client that was attached before the start.
+    pub(super) attached: Option<UnixStream>,
+    pub(super) jail: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Ready {
+    guest: bool,
+    listener: bool,
+    agent: PollFlags,
+}
+
+impl<'a> Driver<'a> {
+    pub(super) fn new(parts: Parts<'a>) -> io::Result<Self> {
+        parts.listener.set_nonblocking(true)?;
+        let mut driver = Self {
+            plan: parts.plan,
+            guest: parts.guest,
+            _control: parts.agent,
+            agent: parts.started.peer,
+            decoder: parts.started.decoder,
+            log: parts.log,
+            stdin: Stdin::default(),
+            listener: parts.listener,
+            clients: Vec::new(),
+            kill_at: None,
+            stop_at: None,
+            guest_pid: parts.started.guest_pid,
+            jail: parts.jail,
+            chunk: vec![0; 64 * 1024],
+        };
+        if !driver.plan.interactive && !driver.plan.tty {
+            driver.stdin.end(&mut driver.agent);
+        }
+        if let Some(socket) = parts.attached {
+            let mut client = Client::new(socket)?;
+            client.attach(driver.plan.interactive, true);
+            client.peer.send_frame(&Frame::Started {
+                pid: driver.guest_pid,
+            });
+            driver.clients.push(client);
+        }
+        Ok(driver)
+    }
+
+    /// Runs until the container has ended.
+    pub(super) fn run(&mut self) -> io::Result<End> {
+        // Frames may have come with the one that said "started".
+        if let Some(end) = self.frames() {
+            return Ok(end);
+        }
+        loop {
+            let ready = self.poll()?;
+            if !ready.agent.is_empty() {
+                self.agent.flush();
+                if let Some(end) = self.hear(ready.agent) {
+                    return Ok(end);
+                }
+            }
+            if ready.guest {
+                return Ok(self.last_words());
+            }
+            if let Some(end) = self.deadlines() {
+                return Ok(end);
+            }
+            self.serve_clients();
+            if ready.listener {
+                self.accept();
+            }
+        }
+    }
+
+    /// Ends the guest and takes what a client is still to be told.
+    pub(super) fn finish(mut self) -> Vec<Client> {
+        // A full disk has lost lines already; this is no worse.
+        let _ = self.log.finish();
+        self.guest.stop();
+        self.clients
+    }
+
+    fn poll(&mut self) -> io::Result<Ready> {
+        let held_up = self
+            .clients
+            .iter()
+            .any(|client| client.is_attached() && client.peer.pending() > CLIENT_BACKLOG);
+        let agent = interest(!held_up, self.agent.pending() > 0);
+        let guest = self.guest.ended();
+        let mut fds = Vec::with_capacity(3 + self.clients.len());
+        fds.push(PollFd::new(&guest, PollFlags::IN));
+        fds.push(PollFd::new(&self.listener, PollFlags::IN));
+        fds.push(PollFd::new(&self.agent, agent));
+        for client in &self.clients {
+            let wanted = interest(true, client.peer.pending() > 0);
+            fds.push(PollFd::new(&client.peer, wanted));
+        }
+        let deadline = [self.kill_at, self.stop_at].into_iter().flatten().min();
+        let timeout = deadline
+            .map(|deadline| deadline.saturating_duration_since(Instant::now()))
+            .and_then(|left| Timespec::try_from(left).ok());
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => fds.iter_mut().for_each(PollFd::clear_revents),
+            Err(error) => return Err(error.into()),
+        }
+        let ready = Ready {
+            guest: !fds[0].revents().is_empty(),
+            listener: !fds[1].revents().is_empty(),
+            agent: fds[2].revents(),
+        };
+        let events: Vec<PollFlags> = fds[3..].iter().map(PollFd::revents).collect();
+        for (client, events) in self.clients.iter_mut().zip(events) {
+            client.events = events;
+        }
+        Ok(ready)
+    }
+
+    /// Reads from the agent once.
+    fn hear(&mut self, events: PollFlags) -> Option<End> {
+        if !events.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
+            return None;
+        }
+        let bytes = match self.agent.receive(&mut self.chunk) {
+            None => return None,
+            Some([]) => return Some(self.guest_is_gone("the agent closed the process's stream")),
+            Some(bytes) => bytes,
+        };
+        self.decoder.feed(bytes);
+        self.frames()
+    }
+
+    fn frames(&mut self) -> Option<End> {
+        loop {
+            let frame = match self.decoder.take() {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return None,
+                Err(error) => return Some(self.guest_is_gone(&error.to_string())),
+            };
+            match frame {
+                Frame::Stdout(_) => self.output(LogStream::Stdout, &frame),
+                Frame::Stderr(_) => self.output(LogStream::Stderr, &frame),
+                Frame::StdinAck(count) => {
+                    let count = self.stdin.acknowledged(count, &mut self.agent);
+                    if count > 0
+                        && let Some(client) = self.clients.iter_mut().find(|c| c.has_stdin())
+                    {
+                        client.peer.send_frame(&Frame::StdinAck(count));
+                    }
+                }
+                Frame::Exited(status) => return Some(End::Process(status)),
+                _ => return Some(self.guest_is_gone("the agent sent a frame out of place")),
+            }
+        }
+    }
+
+    fn output(&mut self, stream: LogStream, frame: &Frame) {
+        if let Frame::Stdout(data) | Frame::Stderr(data) = frame {
+            // A full disk loses lines, not the container.
+            let _ = self.log.take(stream, data);
+        }
+        let mut bytes = Vec::new();
+        for client in self
+            .clients
+            .iter_mut()
+            .filter(|client| client.is_attached())
+        {
+            if bytes.is_empty() && hull_proto::encode(frame, &mut bytes).is_err() {
+                return;
+            }
+            client.peer.send(&bytes);
+        }
+    }
+
+    /// The guest has ended: what it said before is still in the socket.
+    fn last_words(&mut self) -> End {
+        loop {
+            let bytes = match self.agent.receive(&mut self.chunk) {
+                None | Some([]) => break,
+                Some(bytes) => bytes,
+            };
+            self.decoder.feed(bytes);
+            if let Some(end) = self.frames() {
+                return end;
+            }
+        }
+        self.guest_is_gone("the guest ended")
+    }
+
+    fn guest_is_gone(&self, seen: &str) -> End {
+        if self.stop_at.is_some() {
+            return End::Killed;
+        }
+        End::Guest(self.guest.ending().unwrap_or_else(|| seen.to_owned()))
+    }
+
+    fn deadlines(&mut self) -> Option<End> {
+        let now = Instant::now();
+        if self.stop_at.is_some_and(|deadline| deadline <= now) {
+            self.guest.stop();
+            return Some(End::Killed);
+        }
+        if self.kill_at.is_some_and(|deadline| deadline <= now) {
+            self.kill_at = None;
+            self.signal(SIGKILL, true);
+        }
+        None
+    }
+
+    fn signal(&mut self, signal: u8, all: bool) {
+        if self.agent.pending() < AGENT_BACKLOG {
+            self.agent.send_frame(&Frame::Signal { signal, all });
+        }
+        if signal == SIGKILL {
+            let deadline = Instant::now() + KILL_GRACE;
+            self.stop_at = Some(self.stop_at.map_or(deadline, |known| known.min(deadline)));
+        }
+    }
+
+    fn accept(&mut self) {
+        while let Ok((socket, _)) = self.listener.accept() {
+            if self.clients.len() < MAX_CLIENTS
+                && let Ok(client) = Client::new(socket)
+            {
+                self.clients.push(client);
+            }
+        }
+    }
+
+    fn serve_clients(&mut self) {
+        let mut clients = std::mem::take(&mut self.clients);
+        let mut orphaned = None;
+        for index in 0..clients.len() {
+            let stdin_taken = clients.iter().any(Client::has_stdin);
+            let attached = clients.iter().filter(|client| client.is_attached()).count();
+            let client = &mut clients[index];
+            self.serve(client, stdin_taken, attached);
+            if client.is_finished() && client.has_stdin() {
+                orphaned = Some(client.gives_stdin_once());
+            }
+        }
+        clients.retain(|client| !client.is_finished());
+        // Those that came while these were served.
+        clients.append(&mut self.clients);
+        self.clients = clients;
+        if let Some(once) = orphaned {
+            self.stdin.abandon();
+            if once && !self.plan.tty {
+                self.stdin.end(&mut self.agent);
+            }
+        }
+    }
+
+    fn serve(&mut self, client: &mut Client, stdin_taken: bool, attached: usize) {
+        if client.events.contains(PollFlags::OUT) {
+            client.peer.flush();
+        }
+        let readable = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
+        if !client.events.intersects(readable) {
+            return;
+        }
+        let bytes = match client.peer.receive(&mut self.chunk) {
+            None => return,
+            Some([]) => return client.peer.mark_gone(),
+            Some(bytes) => bytes.to_vec(),
+        };
+        match client.take_request(&bytes) {
+            Ok(Some(envelope)) => self.obey(client, &envelope, stdin_taken, attached),
+            Ok(None) => {}
+            Err(error) => client.refuse(&error.to_string()),
+        }
+        self.client_frames(client);
+    }
+
+    fn client_frames(&mut self, client: &mut Client) {
+        while let Some(frame) = client.frame() {
+            let fine = match frame {
+                Frame::Stdin(data) if client.has_stdin() => {
+                    self.stdin.take(data, &mut self.agent).is_ok()
+                }
+                Frame::Stdin(data) => {
+                    // Nobody reads it: let the client go on.
+                    let count = u32::try_from(data.len()).unwrap_or(u32::MAX);
+                    client.peer.send_frame(&Frame::StdinAck(count));
+                    true
+                }
+                Frame::StdinEof => {
+                    if client.has_stdin() {
+                        self.stdin.end(&mut self.agent);
+                    }
+                    true
+                }
+                Frame::Resize { rows, cols } => {
+                    self.resize(rows, cols);
+                    true
+                }
+                Frame::Signal { signal, all } => {
+                    self.signal(signal, all);
+                    true
+                }
+                _ => false,
+            };
+            if !fine {
+                client.peer.mark_gone();
+            }
+        }
+    }
+
+    fn resize(&mut self, rows: u16, cols: u16) {
+        if self.agent.pending() < AGENT_BACKLOG {
+            self.agent.send_frame(&Frame::Resize { rows, cols });
+        }
+    }
+
+    fn obey(
+        &mut self,
+        client: &mut Client,
+        envelope: &Envelope,
+        stdin_taken: bool,
+        attached: usize,
+    ) {
+        if envelope.generation != GENERATION {
+            return client.refuse(&format!(
+                "this monitor speaks generation {GENERATION}, not {}",
+                envelope.generation
+            ));
+        }
+        match envelope.request {
+            Request::Ping => client.reply(&Reply::Ok),
+            Request::Inspect => client.reply(&Reply::Inspect(Report {
+                pid: std::process::id(),
+                attached,
+                jail: self.jail.clone(),
+            })),
+            Request::Wait => client.role = Role::Waiting,
+            Request::Signal { signal, all } => {
+                self.signal(signal, all);
+                client.reply(&Reply::Ok);
+            }
+            Request::Resize { rows, cols } => {
+                self.resize(rows, cols);
+                client.reply(&Reply::Ok);
+            }
+            Request::Stop { signal, timeout_ms } => {
+                self.stop(signal, timeout_ms);
+                client.role = Role::Waiting;
+            }
+            Request::Attach { stdin } => {
+                client.answer(&Reply::Ok);
+                client.attach(stdin && self.plan.interactive && !stdin_taken, false);
+                client.peer.send_frame(&Frame::Started {
+                    pid: self.guest_pid,
+                });
+            }
+            Request::Exec => self.exec(client),
+        }
+    }
+
+    fn stop(&mut self, signal: Option<u8>, timeout_ms: Option<u64>) {
+        let grace = timeout_ms.map_or(
+            Duration::from_secs(u64::from(self.plan.stop_timeout_s)),
+            Duration::from_millis,
+        );
+        self.signal(signal.unwrap_or(self.plan.stop_signal), false);
+        // A grace past the clock's end is no deadline at all.
+        if let Some(deadline) = Instant::now().checked_add(grace) {
+            self.kill_at = Some(self.kill_at.map_or(deadline, |known| known.min(deadline)));
+        }
+    }
+
+    /// Hands a stream to the agent over and steps out of the way.
+    fn exec(&mut self, client: &mut Client) {
+        let stream = match self.guest.connect(PROCESS_PORT) {
+            Ok(stream) => stream,
+            Err(error) => return client.refuse(&format!("cannot reach the agent: {error}")),
+        };
+        let sent = control::line(&Reply::Ok)
+            .map_err(io::Error::other)
+            .and_then(|line| control::send_with_fd(client.peer.socket(), &line, stream.as_fd()));
+        client.role = Role::Leaving;
+        if sent.is_err() {
+            client.peer.mark_gone();
+        }
+    }
+}
+
+fn interest(reading: bool, writing: bool) -> PollFlags {
+    let mut wanted = PollFlags::empty();
+    wanted.set(PollFlags::IN, reading);
+    wanted.set(PollFlags::OUT, writing);
+    wanted
+}
+
+/// Writes out what clients are still to be told; one that doesn't read is waited for as long as
+/// it lives, and nobody else is.
+pub(super) fn flush(mut clients: Vec<Client>) -> io::Result<()> {
+    loop {
+        clients.iter_mut().for_each(|client| client.peer.flush());
+        clients.retain(|client| client.peer.pending() > 0 && !client.peer.is_gone());
+        if clients.is_empty() {
+            return Ok(());
+        }
+        let sockets: Vec<BorrowedFd<'_>> =
+            clients.iter().map(|client| client.peer.as_fd()).collect();
+        let mut fds: Vec<PollFd<'_>> = sockets
+            .iter()
+            .map(|socket| PollFd::new(socket, PollFlags::OUT))
+            .collect();
+        match poll(&mut fds, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! The guest as the driver sees it: something that takes streams and ends.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
+
+/// A running guest. The machine is one; tests bring their own.
+pub(super) trait Guest {
+    /// A stream to a port of the guest's.
+    fn connect(&self, port: u32) -> io::Result<UnixStream>;
+    /// Readable from the moment the guest has ended.
+    fn ended(&self) -> BorrowedFd<'_>;
+    /// Why it has ended, in a few words; `None` while it runs.
+    fn ending(&self) -> Option<String>;
+    /// The last lines of its console.
+    fn console(&self) -> Vec<String>;
+    /// Ends it at once. Idempotent.
+    fn stop(&mut self);
+}

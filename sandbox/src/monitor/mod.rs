@@ -1,0 +1,384 @@
+//! The monitor: the process that holds one VM, from the first inherited descriptor to the exit
+//! record.
+//!
+//! Owns the order of things: open, put the root together, build, jail, run. Sole writer of
+//! `state.json` and `exit.json`. Refuses to outlive its container.
+//!
+//! ```text
+//! inherited ─► open ─► rootfs ─► build ─► boot ─► setup ─► spawn ─► running ─► exit.json ─► gone
+//!                └────────┴────────┴───────┴───────┴────────┴─► failure on the readiness pipe
+//! ```
+
+mod boot;
+mod client;
+mod driver;
+mod guest;
+mod jail;
+mod peer;
+mod stdin;
+#[cfg(test)]
+mod tests;
+mod vm;
+
+use std::error::Error;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use hull_proto::ExitStatus;
+
+use crate::cgroup::Cgroup;
+use crate::console::BootLog;
+use crate::exit::{CODE_HULL_FAILED, FailureClass};
+use crate::launch::{Inherited, Readiness, StartFailure};
+use crate::logs::LogWriter;
+use crate::plan::Plan;
+use crate::rootfs;
+use crate::state::{ExitRecord, Running};
+use crate::store::{Entry, Store};
+use crate::sys;
+
+use boot::BootError;
+use driver::{Driver, End, Parts};
+use guest::Guest;
+use vm::{Opened, Vm};
+
+/// Descriptors that a monitor may have: the kernel's own limit for a process.
+const DESCRIPTORS: u64 = 1 << 20;
+
+/// The whole life of the monitor process. Its exit code tells nothing: the record does.
+#[must_use]
+pub fn main() -> ExitCode {
+    match Inherited::take() {
+        Ok(inherited) => Monitor::new(inherited).run(),
+        Err(_) => {
+            // Started by hand: there is nobody to tell but this.
+            let _ = writeln!(io::stderr(), "hull-monitor is started by hull, not by hand");
+            ExitCode::from(CODE_HULL_FAILED)
+        }
+    }
+}
+
+struct Monitor {
+    entry: Entry,
+    store: Store,
+    lock: File,
+    readiness: File,
+    attached: Option<UnixStream>,
+}
+
+/// A start that stopped at a stage.
+struct Failed {
+    stage: &'static str,
+    class: FailureClass,
+    chain: Vec<String>,
+}
+
+fn stage<E: Error>(stage: &'static str) -> impl FnOnce(E) -> Failed {
+    move |error| Failed {
+        stage,
+        class: FailureClass::Hull,
+        chain: chain(&error),
+    }
+}
+
+fn chain(error: &dyn Error) -> Vec<String> {
+    let mut chain = vec![error.to_string()];
+    let mut source = error.source();
+    while let Some(error) = source {
+        chain.push(error.to_string());
+        source = error.source();
+    }
+    chain
+}
+
+impl Monitor {
+    fn new(inherited: Inherited) -> Self {
+        Self {
+            store: inherited.entry.store(),
+            entry: inherited.entry,
+            lock: inherited.lock,
+            readiness: inherited.readiness,
+            attached: inherited.attached,
+        }
+    }
+
+    fn run(mut self) -> ExitCode {
+        // Files that the guest makes have the modes that the guest gives them.
+        rustix::process::umask(Mode::empty());
+        raise_descriptor_limit();
+        let plan = match self.entry.plan() {
+            Ok(plan) => plan,
+            Err(error) => return self.give_up(None, stage("open")(error)),
+        };
+        let attached = self.attached.take();
+        match self.start(&plan, attached) {
+            Ok((driver, running, cgroup)) => self.attend(&plan, driver, &running, cgroup),
+            Err(failed) => self.give_up(Some(&plan), failed),
+        }
+    }
+
+    /// Every stage up to a running first process.
+    fn start<'a>(
+        &self,
+        plan: &'a Plan,
+        attached: Option<UnixStream>,
+    ) -> Result<(Driver<'a>, Running, Option<Cgroup>), Failed> {
+        let cgroup = match plan.vm.cpu_quota {
+            Some(cpus) => Some(Cgroup::enter(&plan.id, cpus).map_err(stage("open"))?),
+            None => None,
+        };
+        self.entry.forget_run().map_err(stage("open"))?;
+        let listener = self.listen().map_err(stage("open"))?;
+        let log = LogWriter::open(self.entry.log_path(), plan.log_limit_bytes)
+            .map_err(OpenError::log(&self.entry))
+            .map_err(stage("open"))?;
+        let opened = open(&self.entry, plan)?;
+        let limit = Duration::from_secs(u64::from(plan.vm.boot_timeout_s));
+        let (mut vm, dials) = Vm::build(&plan.vm, opened).map_err(stage("build"))?;
+        let jail = jail::enter().map_err(stage("jail"))?;
+        let watch = vm.start().map_err(stage("build"))?;
+        let failed =
+            |stage: &'static str, vm: &Vm, error: &BootError| boot_failed(stage, vm, error);
+        let mut agent = boot::hello(&vm, &dials, limit).map_err(|e| failed("boot", &vm, &e))?;
+        drop(watch);
+        agent
+            .setup(&vm, plan, limit)
+            .map_err(|e| failed("setup", &vm, &e))?;
+        let started = boot::spawn(&vm, plan, limit).map_err(|e| failed("spawn", &vm, &e))?;
+        let running = Running {
+            monitor_pid: std::process::id(),
+            guest_pid: started.guest_pid,
+            started_at: Timestamp::now(),
+            kernel: agent.kernel.clone(),
+        };
+        let driver = Driver::new(Parts {
+            plan,
+            guest: Box::new(vm),
+            started,
+            agent,
+            log,
+            listener,
+            attached,
+            jail,
+        })
+        .map_err(stage("spawn"))?;
+        self.entry.write_running(&running).map_err(stage("spawn"))?;
+        Ok((driver, running, cgroup))
+    }
+
+    fn listen(&self) -> Result<UnixListener, OpenError> {
+        let path = self.entry.socket_path();
+        let failed = |source| OpenError::Path {
+            what: "control socket",
+            path: path.clone(),
+            source,
+        };
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        // By descriptor, as a socket's address holds but 107 bytes.
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(&self.entry.run, flags, Mode::empty())
+            .map_err(|error| failed(error.into()))?;
+        let short = Path::new(&sys::descriptor_path(&directory)).join("control.sock");
+        UnixListener::bind(short).map_err(failed)
+    }
+
+    fn attend(
+        mut self,
+        plan: &Plan,
+        mut driver: Driver<'_>,
+        running: &Running,
+        cgroup: Option<Cgroup>,
+    ) -> ExitCode {
+        self.say(&Readiness::Started);
+        let end = match driver.run() {
+            Ok(end) => end,
+            Err(error) => End::Guest(format!("the monitor failed: {error}")),
+        };
+        let mut clients = driver.finish();
+        let (record, status) = record(end, Some(running.started_at));
+        self.close(plan, &record, cgroup);
+        for client in &mut clients {
+            client.tell_end(&record, status);
+        }
+        // What can't be told any more is in the record.
+        let _ = driver::flush(clients);
+        ExitCode::SUCCESS
+    }
+
+    /// Leaves the container as one that has ended, or nothing of it.
+    fn close(&self, plan: &Plan, record: &ExitRecord, cgroup: Option<Cgroup>) {
+        drop(cgroup);
+        // Nobody is left to tell, and readers see a monitor that died: as good as it gets.
+        let _ = self.entry.write_exit(record, !plan.auto_remove);
+        let _ = fs::remove_file(self.entry.socket_path());
+        if plan.auto_remove {
+            // What is left is cleared by the next sweep.
+            let _ = self.store.remove(&self.entry, &self.lock);
+        }
+        let _ = flock(&self.lock, FlockOperation::Unlock);
+    }
+
+    fn give_up(mut self, plan: Option<&Plan>, failed: Failed) -> ExitCode {
+        let failure = StartFailure {
+            stage: failed.stage.to_owned(),
+            class: failed.class,
+            chain: failed.chain,
+        };
+        if let Some(plan) = plan {
+            let record = ExitRecord {
+                code: failure.class.run_code(),
+                signal: None,
+                oom: false,
+                started_at: None,
+                finished_at: Timestamp::now(),
+                error: Some(failure.to_string()),
+            };
+            self.close(plan, &record, None);
+        }
+        self.say(&Readiness::Failed(failure));
+        ExitCode::from(CODE_HULL_FAILED)
+    }
+
+    /// The face may be gone: the container doesn't need it.
+    fn say(&mut self, readiness: &Readiness) {
+        if let Ok(mut line) = serde_json::to_vec(readiness) {
+            line.push(b'\n');
+            let _ = self.readiness.write_all(&line);
+        }
+        // The pipe's end is what tells the face that all was said.
+        if let Ok(null) = File::open("/dev/null") {
+            self.readiness = null;
+        }
+    }
+}
+
+/// A descriptor stands behind every file that the guest knows. With fewer, the guest's caches are
+/// smaller: not worth failing for.
+fn raise_descriptor_limit() {
+    let limit = |most| Rlimit {
+        current: Some(most),
+        maximum: Some(most),
+    };
+    if setrlimit(Resource::Nofile, limit(DESCRIPTORS)).is_err()
+        && let Some(most) = getrlimit(Resource::Nofile).maximum
+    {
+        let _ = setrlimit(Resource::Nofile, limit(most));
+    }
+}
+
+/// Something that the VM needs and that can't be opened.
+#[derive(Debug, thiserror::Error)]
+enum OpenError {
+    #[error("cannot open {what} \"{path}\"")]
+    Path {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+}
+
+impl OpenError {
+    fn log(entry: &Entry) -> impl FnOnce(io::Error) -> Self {
+        let path = entry.log_path();
+        move |source| Self::Path {
+            what: "log",
+            path,
+            source,
+        }
+    }
+}
+
+fn open(entry: &Entry, plan: &Plan) -> Result<Opened, Failed> {
+    let file = |what: &'static str, path: &Path| {
+        File::open(path).map_err(|source| OpenError::Path {
+            what,
+            path: path.to_owned(),
+            source,
+        })
+    };
+    let kvm = rustix::fs::open(&plan.vm.kvm, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|error| OpenError::Path {
+            what: "the hypervisor's device",
+            path: plan.vm.kvm.clone(),
+            source: error.into(),
+        })
+        .map_err(stage("open"))?;
+    let kernel = file("guest kernel", &plan.vm.kernel).map_err(stage("open"))?;
+    let initrd = file("guest's first root", &plan.vm.initrd).map_err(stage("open"))?;
+    let console = BootLog::open(entry.boot_log_path())
+        .map_err(|source| OpenError::Path {
+            what: "boot log",
+            path: entry.boot_log_path(),
+            source,
+        })
+        .map_err(stage("open"))?;
+    let shares = rootfs::assemble(entry, plan).map_err(stage("rootfs"))?;
+    Ok(Opened {
+        kvm,
+        kernel,
+        initrd,
+        shares,
+        console,
+    })
+}
+
+fn boot_failed(stage: &'static str, guest: &dyn Guest, error: &BootError) -> Failed {
+    let class = match error {
+        BootError::Spawn(failure) => failure.kind.into(),
+        _ => FailureClass::Hull,
+    };
+    let mut chain = chain(error);
+    let shown = matches!(
+        error,
+        BootError::Spawn(_) | BootError::Setup(_) | BootError::Ended(_)
+    );
+    let lines = guest.console();
+    if !shown && !lines.is_empty() {
+        chain.push(format!("its console's last lines:\n{}", lines.join("\n")));
+    }
+    Failed {
+        stage,
+        class,
+        chain,
+    }
+}
+
+fn record(end: End, started_at: Option<Timestamp>) -> (ExitRecord, Option<ExitStatus>) {
+    let status = match &end {
+        End::Process(status) => Some(*status),
+        End::Killed => Some(ExitStatus::Signaled {
+            signal: 9,
+            oom: false,
+        }),
+        End::Guest(_) => None,
+    };
+    let (signal, oom) = match status {
+        Some(ExitStatus::Signaled { signal, oom }) => (Some(signal), oom),
+        _ => (None, false),
+    };
+    let record = ExitRecord {
+        code: status.map_or(CODE_HULL_FAILED, |status| {
+            u8::try_from(status.code()).unwrap_or(u8::MAX)
+        }),
+        signal,
+        oom,
+        started_at,
+        finished_at: Timestamp::now(),
+        error: match end {
+            End::Guest(why) => Some(why),
+            _ => None,
+        },
+    };
+    (record, status)
+}

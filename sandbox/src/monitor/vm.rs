@@ -1,0 +1,213 @@
+//! The one place that assembles a VM: from a plan and from what was opened for it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::{self, JoinHandle};
+
+use hull_proto::{CONTROL_PORT, GUEST_CID, SHARES_TAG};
+use hull_vmm::machine::{BuildError, Host, Machine};
+use hull_vmm::outcome::VmExit;
+use hull_vmm::spec::{DeviceSpec, FsSpec, MemoryBacking, MemorySpec, SpecError, VmSpec, VsockSpec};
+use hull_vmm::virtio::fs::{CachePolicy, FsExport, FsLimits};
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::console::{BootLog, Tail};
+use crate::plan::PlannedVm;
+use crate::rootfs::SharedDirectory;
+
+use super::guest::Guest;
+
+/// Lines of the console that are shown when a guest fails.
+const LAST_LINES: usize = 12;
+
+/// A VM that could not be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VmError {
+    /// The plan asks for what no machine is.
+    #[error("cannot build such a machine")]
+    Spec(#[from] SpecError),
+    /// The machine could not be built.
+    #[error("cannot build the machine")]
+    Build(#[source] BuildError),
+    /// The machine could not be started.
+    #[error("cannot start the machine")]
+    Start(#[source] BuildError),
+    /// A thread or a descriptor could not be had.
+    #[error("cannot watch the machine")]
+    Watch(#[source] io::Error),
+}
+
+/// What a VM is made of, open.
+pub(super) struct Opened {
+    pub(super) kvm: OwnedFd,
+    pub(super) kernel: File,
+    pub(super) initrd: File,
+    pub(super) shares: Vec<SharedDirectory>,
+    pub(super) console: BootLog,
+}
+
+/// A VM, and where the agent will dial in.
+pub(super) struct Vm {
+    machine: Machine,
+    console: Tail,
+    dial: Sender<UnixStream>,
+}
+
+/// Until somebody dials in, a thread turns the machine's end into a closed stream; dropping this
+/// ends it.
+pub(super) struct Watch {
+    cancel: Option<UnixStream>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The same devices in the same order in every VM.
+fn spec(vm: &PlannedVm) -> VmSpec {
+    VmSpec {
+        vcpus: vm.vcpus,
+        memory: MemorySpec {
+            size_bytes: vm.memory_bytes,
+            backing: MemoryBacking::Anonymous,
+        },
+        kernel_cmdline: vm.cmdline.clone(),
+        devices: vec![
+            DeviceSpec::Fs(FsSpec {
+                tag: SHARES_TAG.to_owned(),
+                dax_window_bytes: 0,
+            }),
+            DeviceSpec::Vsock(VsockSpec {
+                guest_cid: u64::from(GUEST_CID),
+            }),
+            DeviceSpec::Console,
+            DeviceSpec::Rng,
+        ],
+        debug_serial: vm.debug,
+    }
+}
+
+impl Vm {
+    /// Builds it; nothing of the guest runs yet.
+    pub(super) fn build(
+        plan: &PlannedVm,
+        opened: Opened,
+    ) -> Result<(Self, Receiver<UnixStream>), VmError> {
+        let (dial, streams) = mpsc::channel();
+        let console = opened.console.tail();
+        let exports = opened.shares.into_iter().map(|share| FsExport {
+            name: share.name,
+            directory: share.directory,
+            read_only: share.read_only,
+            cache: if share.exclusive {
+                CachePolicy::Always
+            } else {
+                CachePolicy::Auto
+            },
+        });
+        let host = Host {
+            kvm: opened.kvm,
+            kernel: opened.kernel,
+            initrd: Some(opened.initrd),
+            memory: None,
+            console: Box::new(opened.console),
+            console_input: None,
+            blocks: Vec::new(),
+            fs_exports: exports.collect(),
+            fs_limits: FsLimits::default(),
+            vsock_ports: BTreeMap::from([(CONTROL_PORT, dial.clone())]),
+        };
+        let machine = Machine::build(spec(plan).validate()?, host).map_err(VmError::Build)?;
+        let vm = Self {
+            machine,
+            console,
+            dial,
+        };
+        Ok((vm, streams))
+    }
+
+    /// Lets the guest run. Its end reaches whoever waits for the agent as a closed stream, for
+    /// as long as the result lives.
+    pub(super) fn start(&mut self) -> Result<Watch, VmError> {
+        self.machine.start().map_err(VmError::Start)?;
+        watch(&self.machine, self.dial.clone()).map_err(VmError::Watch)
+    }
+}
+
+impl Guest for Vm {
+    fn connect(&self, port: u32) -> io::Result<UnixStream> {
+        self.machine.vsock_connect(port)
+    }
+
+    fn ended(&self) -> BorrowedFd<'_> {
+        self.machine.ended()
+    }
+
+    fn ending(&self) -> Option<String> {
+        let exit = self.machine.outcome().get()?;
+        let mut text = match exit {
+            VmExit::Reset if self.panicked() => "the guest's kernel panicked".to_owned(),
+            exit => exit.to_string(),
+        };
+        let lines = self.console.lines(LAST_LINES);
+        if !lines.is_empty() {
+            text.push_str("; its console's last lines:\n");
+            text.push_str(&lines.join("\n"));
+        }
+        Some(text)
+    }
+
+    fn console(&self) -> Vec<String> {
+        self.console.lines(LAST_LINES)
+    }
+
+    fn stop(&mut self) {
+        self.machine.stop();
+    }
+}
+
+impl Vm {
+    fn panicked(&self) -> bool {
+        self.console
+            .lines(usize::MAX)
+            .iter()
+            .any(|line| line.contains("Kernel panic"))
+    }
+}
+
+fn watch(machine: &Machine, dial: Sender<UnixStream>) -> io::Result<Watch> {
+    let (cancel, cancelled) = UnixStream::pair()?;
+    let outcome = machine.outcome();
+    let thread = thread::Builder::new()
+        .name("boot-watch".to_owned())
+        .stack_size(64 * 1024)
+        .spawn(move || {
+            let ended = outcome.ready();
+            let mut fds = [
+                PollFd::new(&ended, PollFlags::IN),
+                PollFd::new(&cancelled, PollFlags::IN),
+            ];
+            while let Err(rustix::io::Errno::INTR) = poll(&mut fds, None) {}
+            if !fds[0].revents().is_empty()
+                && let Ok((closed, _)) = UnixStream::pair()
+            {
+                // Nobody listens any more: then nobody needs to know.
+                let _ = dial.send(closed);
+            }
+        })?;
+    Ok(Watch {
+        cancel: Some(cancel),
+        thread: Some(thread),
+    })
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        drop(self.cancel.take());
+        if let Some(thread) = self.thread.take() {
+            // A thread that panicked has said so already.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! The virtual machine's shape: processors, memory, kernel and its command line.
+
+use crate::request::RunRequest;
+use crate::settings::Settings;
+
+use super::shape::PlannedVm;
+use super::{HostFacts, PlanError};
+
+/// What the guest kernel, its agent and a small program need, in bytes.
+pub const MIN_MEMORY_BYTES: u64 = 64 << 20;
+
+/// Guest memory comes in pages of this size, in bytes.
+const MEMORY_UNIT: u64 = 2 << 20;
+
+/// What one VM can have, whatever the host has (`hull_vmm::spec::MAX_VCPUS`).
+const MOST_VCPUS: u32 = 32;
+
+/// What every word is for is written in `kernel-config/README.md`. No user data is in here.
+const CMDLINE: &str = "console=hvc0 quiet reboot=k rcupdate.rcu_expedited=1 noreplace-smp \
+    initcall_blacklist=slab_late_init dummy.numdummies=0 tsc=reliable \
+    sysctl.vm.compaction_proactiveness=0 swiotlb=noforce";
+const CMDLINE_DEBUG: &str = "console=hvc0 console=ttyS0 earlyprintk=ttyS0,115200 loglevel=8 \
+    reboot=k rcupdate.rcu_expedited=1 dummy.numdummies=0 tsc=reliable \
+    sysctl.vm.compaction_proactiveness=0 swiotlb=noforce";
+
+pub(super) fn plan(
+    request: &RunRequest,
+    settings: &Settings,
+    facts: &HostFacts,
+) -> Result<PlannedVm, PlanError> {
+    let (vcpus, cpu_quota) = processors(request.cpus.unwrap_or(settings.defaults.cpus), facts)?;
+    let assets = &settings.assets;
+    Ok(PlannedVm {
+        vcpus,
+        cpu_quota,
+        memory_bytes: memory(
+            request
+                .memory_bytes
+                .unwrap_or(settings.defaults.memory_bytes),
+            facts,
+        )?,
+        kernel: if request.debug {
+            assets.kernel_debug.clone()
+        } else {
+            assets.kernel.clone()
+        },
+        initrd: assets.initrd.clone(),
+        cmdline: if request.debug {
+            CMDLINE_DEBUG
+        } else {
+            CMDLINE
+        }
+        .to_owned(),
+        debug: request.debug,
+        kvm: settings.kvm.clone(),
+        boot_timeout_s: settings.defaults.boot_timeout_s,
+    })
+}
+
+/// Whole processors for the guest to see, and the share of them when a fraction was asked for.
+fn processors(asked: f64, facts: &HostFacts) -> Result<(u8, Option<f64>), PlanError> {
+    let most = facts.cpus.clamp(1, MOST_VCPUS);
+    if !(0.01..=f64::from(most)).contains(&asked) {
+        return Err(PlanError::Cpus { asked, most });
+    }
+    let vcpus = (1..=32u8)
+        .find(|&count| f64::from(count) >= asked)
+        .unwrap_or(32);
+    Ok((vcpus, (asked < f64::from(vcpus)).then_some(asked)))
+}
+
+fn memory(asked: u64, facts: &HostFacts) -> Result<u64, PlanError> {
+    if !(MIN_MEMORY_BYTES..=facts.memory_bytes).contains(&asked) {
+        return Err(PlanError::Memory {
+            asked_mib: asked >> 20,
+            least_mib: MIN_MEMORY_BYTES >> 20,
+            most_mib: facts.memory_bytes >> 20,
+        });
+    }
+    Ok(asked.next_multiple_of(MEMORY_UNIT))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts() -> HostFacts {
+        HostFacts {
+            cpus: 2,
+            memory_bytes: 4 << 30,
+            files: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn fractions_are_rounded_up_and_kept_as_a_quota() {
+        for (asked, expected) in [
+            (1.0, (1, None)),
+            (2.0, (2, None)),
+            (1.5, (2, Some(1.5))),
+            (0.25, (1, Some(0.25))),
+        ] {
+            assert_eq!(processors(asked, &facts()).unwrap(), expected);
+        }
+        for asked in [0.0, -1.0, 2.5, f64::NAN, f64::INFINITY] {
+            assert!(processors(asked, &facts()).is_err(), "{asked}");
+        }
+    }
+
+    #[test]
+    fn memory_is_bounded_by_need_and_host() {
+        assert_eq!(memory(64 << 20, &facts()).unwrap(), 64 << 20);
+        assert_eq!(memory((64 << 20) + 1, &facts()).unwrap(), 66 << 20);
+        assert!(memory(1 << 20, &facts()).is_err());
+        assert!(memory(5 << 30, &facts()).is_err());
+    }
+}

@@ -1,0 +1,235 @@
+//! What a guest is given to see of the host: directories, put together in a mount namespace of
+//! the monitor's own, so that a monitor that dies leaves no mount.
+//!
+//! ```text
+//! RUN/mnt            a tmpfs, only in this namespace
+//!   root             overlay: image layers below, the container's own layer above
+//!   v1/file          one file of the host, alone
+//! ```
+//!
+//! Owns the making of these. Refuses to know who serves them to the guest.
+
+mod populate;
+
+use std::ffi::CString;
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{MountFlags, mount, mount_bind_recursive, mount_remount};
+
+use crate::plan::{Export, ExportSource, FILE_NAME, Plan, PlannedRoot, ROOT_NAME};
+use crate::store::Entry;
+use crate::sys;
+
+/// A directory that could not be put together.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RootfsError {
+    /// A directory or file could not be opened, made or filled.
+    #[error("cannot {action} \"{path}\"")]
+    Path {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The namespace could not be had.
+    #[error("cannot enter a mount namespace of its own")]
+    Namespace(#[source] io::Error),
+    /// The overlay could not be mounted.
+    #[error("cannot mount an overlay of {layers} layers at \"{path}\"")]
+    Overlay {
+        /// How many layers.
+        layers: usize,
+        /// Where the writable layer lies.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RootfsError {
+    move |source| RootfsError::Path {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// One directory of the guest's tree.
+#[derive(Debug)]
+pub(crate) struct SharedDirectory {
+    /// Its name in the tree.
+    pub(crate) name: String,
+    /// The directory.
+    pub(crate) directory: OwnedFd,
+    /// Refuses writes.
+    pub(crate) read_only: bool,
+    /// Nobody but this guest changes it, so the guest may cache it without asking again.
+    pub(crate) exclusive: bool,
+}
+
+/// Puts everything together that `plan` shows, in a namespace that only this process is in.
+pub(crate) fn assemble(entry: &Entry, plan: &Plan) -> Result<Vec<SharedDirectory>, RootfsError> {
+    let base = entry.run.with_file_name("mnt");
+    make(&base)?;
+    sys::private_mounts().map_err(RootfsError::Namespace)?;
+    let options = CString::from(c"mode=0700,size=1m");
+    let flags = MountFlags::NODEV | MountFlags::NOSUID;
+    mount("hull", &base, "tmpfs", flags, options.as_c_str())
+        .map_err(|error| at("mount a tmpfs at", &base)(error.into()))?;
+    let root = root_directory(entry, plan, &base)?;
+    let mut shares = vec![SharedDirectory {
+        name: ROOT_NAME.to_owned(),
+        directory: open(&root)?,
+        read_only: false,
+        exclusive: matches!(plan.root, PlannedRoot::Overlay(_)),
+    }];
+    for export in &plan.exports {
+        shares.push(share(entry, plan, export, &base, &root)?);
+    }
+    Ok(shares)
+}
+
+fn root_directory(entry: &Entry, plan: &Plan, base: &Path) -> Result<PathBuf, RootfsError> {
+    let layers = match &plan.root {
+        PlannedRoot::Directory(path) => return Ok(path.clone()),
+        PlannedRoot::Overlay(layers) => layers,
+    };
+    let target = base.join(ROOT_NAME);
+    make(&target)?;
+    let upper = entry.directory.join("upper");
+    let work = entry.directory.join("work");
+    make_mode(&upper, 0o755)?;
+    make(&work)?;
+    // Named by descriptor, many layers fit into the one page that mount(2) takes. Overlayfs
+    // wants the highest layer first.
+    let lowers = layers
+        .iter()
+        .rev()
+        .map(|layer| open(layer))
+        .collect::<Result<Vec<OwnedFd>, RootfsError>>()?;
+    let opened = [open(&upper)?, open(&work)?];
+    let names: Vec<String> = lowers.iter().map(sys::descriptor_path).collect();
+    let mut options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        names.join(":"),
+        sys::descriptor_path(&opened[0]),
+        sys::descriptor_path(&opened[1]),
+    );
+    if plan.auto_remove {
+        // Nobody will read this layer after its container, so it needs no syncing.
+        options.push_str(",volatile");
+    }
+    let failed = |source| RootfsError::Overlay {
+        layers: layers.len(),
+        path: upper.clone(),
+        source,
+    };
+    let options = CString::new(options).map_err(|error| failed(error.into()))?;
+    mount(
+        "hull",
+        &target,
+        "overlay",
+        MountFlags::NODEV | MountFlags::NOSUID,
+        options.as_c_str(),
+    )
+    .map_err(|error| failed(error.into()))?;
+    Ok(target)
+}
+
+fn share(
+    entry: &Entry,
+    plan: &Plan,
+    export: &Export,
+    base: &Path,
+    root: &Path,
+) -> Result<SharedDirectory, RootfsError> {
+    let (path, exclusive) = match &export.source {
+        ExportSource::Directory(path) => (path.clone(), false),
+        ExportSource::File(path) => (lone_file(path, &base.join(&export.name), export)?, false),
+        ExportSource::Anonymous(target) => {
+            let volumes = entry.directory.join("volumes");
+            make(&volumes)?;
+            (
+                populate::volume(&volumes.join(&export.name), root, target)?,
+                true,
+            )
+        }
+        ExportSource::Identity => (identity(entry, plan)?, true),
+    };
+    Ok(SharedDirectory {
+        name: export.name.clone(),
+        directory: open(&path)?,
+        read_only: export.read_only,
+        exclusive,
+    })
+}
+
+/// Binds `file` into a directory of its own, so that the guest never sees its neighbours.
+fn lone_file(file: &Path, directory: &Path, export: &Export) -> Result<PathBuf, RootfsError> {
+    make(directory)?;
+    let place = directory.join(FILE_NAME);
+    File::create(&place).map_err(at("create", &place))?;
+    mount_bind_recursive(file, &place).map_err(|error| at("bind", file)(error.into()))?;
+    if export.read_only {
+        let flags = MountFlags::BIND | MountFlags::RDONLY;
+        mount_remount(&place, flags, "")
+            .map_err(|error| at("make read-only", file)(error.into()))?;
+    }
+    Ok(directory.to_owned())
+}
+
+/// `hostname`, `hosts` and `resolv.conf`, written at the first start and the container's from
+/// then on.
+fn identity(entry: &Entry, plan: &Plan) -> Result<PathBuf, RootfsError> {
+    let directory = entry.directory.join("identity");
+    if directory.is_dir() {
+        return Ok(directory);
+    }
+    let fresh = entry.directory.join("identity.new");
+    make(&fresh)?;
+    let name = &plan.hostname;
+    let hosts = format!(
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{name}\n"
+    );
+    for (file, text) in [
+        ("hostname", format!("{name}\n")),
+        ("hosts", hosts),
+        // There is no network, so there is nobody to ask.
+        ("resolv.conf", String::new()),
+    ] {
+        let path = fresh.join(file);
+        let write = || {
+            let mut options = File::options();
+            let options = options.write(true).create(true).truncate(true).mode(0o644);
+            io::Write::write_all(&mut options.open(&path)?, text.as_bytes())
+        };
+        write().map_err(at("write", &path))?;
+    }
+    fs::rename(&fresh, &directory).map_err(at("rename", &fresh))?;
+    Ok(directory)
+}
+
+fn make(path: &Path) -> Result<(), RootfsError> {
+    make_mode(path, 0o700)
+}
+
+fn make_mode(path: &Path, mode: u32) -> Result<(), RootfsError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .map_err(at("create", path))
+}
+
+fn open(path: &Path) -> Result<OwnedFd, RootfsError> {
+    let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+        .map_err(|error| at("open directory", path)(error.into()))
+}

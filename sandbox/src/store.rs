@@ -1,0 +1,520 @@
+//! The host's record of containers: directories, names, the lock that says who lives.
+//!
+//! ```text
+//! STATE/containers/            its own flock guards every change of names and membership
+//!   ID/plan.json               written once
+//!   ID/lock                    flocked by the monitor: held = it lives
+//!   ID/state.json exit.json    written by the monitor alone
+//!   .ID.new .ID.gone           half made, half removed: anybody may clear them under the lock
+//! STATE/names/NAME             symlink to ID
+//! RUN/ID/control.sock          the monitor's control socket
+//! ```
+//!
+//! Owns that layout. Refuses to judge what a container does.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::names;
+use crate::plan::Plan;
+use crate::settings::Settings;
+use crate::state::{ExitRecord, Running};
+
+const PLAN: &str = "plan.json";
+const LOCK: &str = "lock";
+const STATE: &str = "state.json";
+const EXIT: &str = "exit.json";
+
+/// What the store could not do.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No container has this name or id.
+    #[error("No such container: {0}")]
+    NotFound(String),
+    /// Several ids begin like this.
+    #[error("several containers' ids begin with {0}")]
+    Ambiguous(String),
+    /// Another container has the name.
+    #[error(
+        "Conflict. The container name \"/{name}\" is already in use by container \"{holder}\". You have to remove (or rename) that container to be able to reuse that name."
+    )]
+    NameInUse {
+        /// The name.
+        name: String,
+        /// The id of the container that has it.
+        holder: String,
+    },
+    /// The disk refused.
+    #[error("cannot {action} \"{path}\"")]
+    Disk {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file that Hull wrote isn't what Hull writes.
+    #[error("\"{path}\" is not what Hull wrote")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Where it goes wrong.
+        source: serde_json::Error,
+    },
+}
+
+fn disk(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    move |source| StoreError::Disk {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// All containers of this host.
+#[derive(Debug, Clone)]
+pub struct Store {
+    containers: PathBuf,
+    names: PathBuf,
+    run: PathBuf,
+}
+
+impl Store {
+    /// The store that these settings name. Touches nothing.
+    #[must_use]
+    pub fn new(settings: &Settings) -> Self {
+        Self {
+            containers: settings.state_dir.join("containers"),
+            names: settings.state_dir.join("names"),
+            run: settings.run_dir.clone(),
+        }
+    }
+
+    /// Gives a container its directory and its name. `planned` is called with the id and the
+    /// name, which is a made-up one unless `name` asks for one.
+    ///
+    /// # Errors
+    /// If the name is in use, `planned` fails, or the disk refuses; nothing is left then.
+    pub fn create<E: From<StoreError>>(
+        &self,
+        name: Option<&str>,
+        planned: impl FnOnce(String, String) -> Result<Plan, E>,
+    ) -> Result<(Entry, Plan), E> {
+        make_directory(&self.containers)?;
+        make_directory(&self.names)?;
+        let id = names::id();
+        let _guard = self.guard()?;
+        let name = match name {
+            Some(name) => name.to_owned(),
+            None => self.free_name()?,
+        };
+        if let Some(holder) = self.holder(&name)? {
+            return Err(StoreError::NameInUse { name, holder }.into());
+        }
+        let plan = planned(id.clone(), name)?;
+        let fresh = self.containers.join(format!(".{id}.new"));
+        match self.fill(&fresh, &plan) {
+            Ok(entry) => Ok((entry, plan)),
+            Err(error) => {
+                // The first error is the one to tell; the sweep clears what stays.
+                let _ = fs::remove_dir_all(&fresh);
+                Err(error.into())
+            }
+        }
+    }
+
+    fn fill(&self, fresh: &Path, plan: &Plan) -> Result<Entry, StoreError> {
+        make_directory(fresh)?;
+        write_atomically(fresh, PLAN, plan, !plan.auto_remove)?;
+        let lock = fresh.join(LOCK);
+        private_file(&lock).map_err(disk("create", &lock))?;
+        let directory = self.containers.join(&plan.id);
+        let name = self.names.join(&plan.name);
+        // The name first: a name without a container is free, a container always has its name.
+        match fs::remove_file(&name) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(disk("replace", &name)(error));
+            }
+            _ => {}
+        }
+        symlink(&plan.id, &name).map_err(disk("create", &name))?;
+        fs::rename(fresh, &directory).map_err(disk("rename", fresh))?;
+        Ok(Entry {
+            directory,
+            run: self.run.join(&plan.id),
+        })
+    }
+
+    /// The container with this name, id, or unique beginning of an id.
+    ///
+    /// # Errors
+    /// If there is none, or several ids begin so.
+    pub fn find(&self, asked: &str) -> Result<Entry, StoreError> {
+        let none = || StoreError::NotFound(asked.to_owned());
+        let hexadecimal = !asked.is_empty() && asked.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if asked.len() == 64 && hexadecimal && self.containers.join(asked).is_dir() {
+            return Ok(self.entry(asked));
+        }
+        if names::is_name(asked)
+            && let Some(holder) = self.holder(asked)?
+        {
+            return Ok(self.entry(&holder));
+        }
+        if !hexadecimal {
+            return Err(none());
+        }
+        let ids = self.ids()?;
+        let mut matching = ids.iter().filter(|id| id.starts_with(asked));
+        match (matching.next(), matching.next()) {
+            (None, _) => Err(none()),
+            (Some(id), None) => Ok(self.entry(id)),
+            (Some(_), Some(_)) => Err(StoreError::Ambiguous(asked.to_owned())),
+        }
+    }
+
+    /// Every container, in no order.
+    ///
+    /// # Errors
+    /// If the directory can't be read.
+    pub fn list(&self) -> Result<Vec<Entry>, StoreError> {
+        Ok(self.ids()?.iter().map(|id| self.entry(id)).collect())
+    }
+
+    /// Takes the right to run a container, which lasts as long as the file is open anywhere.
+    ///
+    /// # Errors
+    /// If the disk refuses. `None` is somebody else's having it.
+    pub fn claim(&self, entry: &Entry) -> Result<Option<File>, StoreError> {
+        let path = entry.directory.join(LOCK);
+        let _guard = self.guard()?;
+        let lock = File::open(&path).map_err(disk("open", &path))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(lock)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(disk("lock", &path)(error.into())),
+        }
+    }
+
+    /// Whether a container's monitor (or who starts it) lives.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn is_alive(&self, entry: &Entry) -> Result<bool, StoreError> {
+        match self.claim(entry) {
+            Ok(claim) => Ok(claim.is_none()),
+            Err(error) if error.is_missing() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes a container's directories and its name. Whoever calls holds `claim`.
+    ///
+    /// # Errors
+    /// If the disk refuses; what is left then is cleared by the sweep.
+    pub fn remove(&self, entry: &Entry, claim: &File) -> Result<(), StoreError> {
+        let _ = claim;
+        let id = entry.id();
+        let gone = self.containers.join(format!(".{id}.gone"));
+        {
+            let _guard = self.guard()?;
+            match fs::rename(&entry.directory, &gone) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(disk("remove", &entry.directory)(error));
+                }
+                _ => {}
+            }
+            self.forget_name(&gone, id)?;
+        }
+        remove_tree(&entry.run)?;
+        remove_tree(&gone)
+    }
+
+    fn forget_name(&self, gone: &Path, id: &str) -> Result<(), StoreError> {
+        let Ok(plan) = read::<Plan>(&gone.join(PLAN)) else {
+            return Ok(());
+        };
+        let Some(plan) = plan else { return Ok(()) };
+        let name = self.names.join(&plan.name);
+        if fs::read_link(&name).is_ok_and(|holder| holder == Path::new(id)) {
+            fs::remove_file(&name).map_err(disk("remove", &name))?;
+        }
+        Ok(())
+    }
+
+    /// Removes what was half made or half removed when somebody was killed.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn clear_remains(&self) -> Result<usize, StoreError> {
+        let Some(_guard) = self.existing_guard()? else {
+            return Ok(0);
+        };
+        let mut cleared = 0;
+        for name in directory_names(&self.containers)? {
+            if name.starts_with('.') && (name.ends_with(".new") || name.ends_with(".gone")) {
+                remove_tree(&self.containers.join(name))?;
+                cleared += 1;
+            }
+        }
+        for name in directory_names(&self.names)? {
+            if self.holder(&name)?.is_none() {
+                let path = self.names.join(name);
+                fs::remove_file(&path).map_err(disk("remove", &path))?;
+                cleared += 1;
+            }
+        }
+        for id in directory_names(&self.run)? {
+            if names::is_id(&id) && !self.containers.join(&id).exists() {
+                remove_tree(&self.run.join(id))?;
+                cleared += 1;
+            }
+        }
+        Ok(cleared)
+    }
+
+    fn entry(&self, id: &str) -> Entry {
+        Entry {
+            directory: self.containers.join(id),
+            run: self.run.join(id),
+        }
+    }
+
+    fn ids(&self) -> Result<Vec<String>, StoreError> {
+        let mut ids = directory_names(&self.containers)?;
+        ids.retain(|name| names::is_id(name));
+        Ok(ids)
+    }
+
+    /// The id of the container that has `name`.
+    fn holder(&self, name: &str) -> Result<Option<String>, StoreError> {
+        let path = self.names.join(name);
+        let holder = match fs::read_link(&path) {
+            Ok(target) => target.to_string_lossy().into_owned(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(disk("read", &path)(error)),
+        };
+        Ok((names::is_id(&holder) && self.containers.join(&holder).is_dir()).then_some(holder))
+    }
+
+    fn free_name(&self) -> Result<String, StoreError> {
+        for attempt in 0..8 {
+            let name = names::made_up(attempt);
+            if self.holder(&name)?.is_none() {
+                return Ok(name);
+            }
+        }
+        Ok(names::id())
+    }
+
+    /// Held for an instant by whoever changes or tests membership, names and locks.
+    fn guard(&self) -> Result<File, StoreError> {
+        let guard = File::open(&self.containers).map_err(disk("open", &self.containers))?;
+        flock(&guard, FlockOperation::LockExclusive)
+            .map_err(|error| disk("lock", &self.containers)(error.into()))?;
+        Ok(guard)
+    }
+
+    fn existing_guard(&self) -> Result<Option<File>, StoreError> {
+        match self.guard() {
+            Ok(guard) => Ok(Some(guard)),
+            Err(error) if error.is_missing() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl StoreError {
+    /// Whether the thing isn't there (any more).
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        match self {
+            Self::NotFound(_) => true,
+            Self::Disk { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            _ => false,
+        }
+    }
+}
+
+/// Where one container lies on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    pub(crate) directory: PathBuf,
+    pub(crate) run: PathBuf,
+}
+
+impl Entry {
+    /// An entry by its two directories, as the monitor is given them.
+    #[must_use]
+    pub fn new(directory: PathBuf, run: PathBuf) -> Self {
+        Self { directory, run }
+    }
+
+    /// The container's id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        let name = self.directory.file_name().unwrap_or_default();
+        name.to_str().unwrap_or_default()
+    }
+
+    /// Its directory below the state directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Reads its plan.
+    ///
+    /// # Errors
+    /// If it can't be read.
+    pub fn plan(&self) -> Result<Plan, StoreError> {
+        read(&self.directory.join(PLAN))?.ok_or_else(|| StoreError::NotFound(self.id().to_owned()))
+    }
+
+    /// What the monitor said when the first process began to run.
+    ///
+    /// # Errors
+    /// If it can't be read.
+    pub fn running(&self) -> Result<Option<Running>, StoreError> {
+        read(&self.directory.join(STATE))
+    }
+
+    /// How it ended, if it did.
+    ///
+    /// # Errors
+    /// If it can't be read.
+    pub fn exit(&self) -> Result<Option<ExitRecord>, StoreError> {
+        read(&self.directory.join(EXIT))
+    }
+
+    /// Nothing runs after a power cut, so this needn't outlive one.
+    pub(crate) fn write_running(&self, running: &Running) -> Result<(), StoreError> {
+        write_atomically(&self.directory, STATE, running, false)
+    }
+
+    pub(crate) fn write_exit(&self, exit: &ExitRecord, durable: bool) -> Result<(), StoreError> {
+        write_atomically(&self.directory, EXIT, exit, durable)
+    }
+
+    /// The store that this entry is in.
+    pub(crate) fn store(&self) -> Store {
+        let parent = |path: &Path| path.parent().unwrap_or(Path::new("/")).to_owned();
+        let containers = parent(&self.directory);
+        Store {
+            names: parent(&containers).join("names"),
+            run: parent(&self.run),
+            containers,
+        }
+    }
+
+    pub(crate) fn log_path(&self) -> PathBuf {
+        self.directory.join("log.json")
+    }
+
+    pub(crate) fn boot_log_path(&self) -> PathBuf {
+        self.directory.join("boot.log")
+    }
+
+    pub(crate) fn socket_path(&self) -> PathBuf {
+        self.run.join("control.sock")
+    }
+
+    /// Makes the directory of what doesn't survive a reboot.
+    pub(crate) fn make_run_directory(&self) -> Result<(), StoreError> {
+        make_directory(&self.run)
+    }
+
+    /// Forgets an earlier run, before the next.
+    pub(crate) fn forget_run(&self) -> Result<(), StoreError> {
+        for name in [STATE, EXIT] {
+            let path = self.directory.join(name);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(disk("remove", &path)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(disk("read", path)(error)),
+    };
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|source| StoreError::Malformed {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+/// Whole or not at all; also after a power cut if it is `durable`.
+fn write_atomically<T: Serialize>(
+    directory: &Path,
+    name: &str,
+    value: &T,
+    durable: bool,
+) -> Result<(), StoreError> {
+    let path = directory.join(name);
+    let fresh = directory.join(format!("{name}.new"));
+    let bytes = serde_json::to_vec(value).map_err(|source| StoreError::Malformed {
+        path: path.clone(),
+        source,
+    })?;
+    let write = || {
+        let mut file = private_file(&fresh)?;
+        file.write_all(&bytes)?;
+        if durable {
+            file.sync_data()?;
+        }
+        fs::rename(&fresh, &path)
+    };
+    write().map_err(disk("write", &path))
+}
+
+fn private_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+}
+
+fn make_directory(path: &Path) -> Result<(), StoreError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(disk("create", path))
+}
+
+fn remove_tree(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(disk("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn directory_names(path: &Path) -> Result<Vec<String>, StoreError> {
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(disk("read", path)(error)),
+    };
+    entries
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect::<io::Result<_>>()
+        .map_err(disk("read", path))
+}
