@@ -3,11 +3,11 @@
 //! Owns: the order in which bounding, permitted, effective, inheritable and ambient sets change
 //! around the change of user (capabilities(7)). Refuses: to add what the bounding set lacks.
 
-use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities};
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::fault::{Fault, Tried};
+use crate::spec::Capabilities;
 
 /// The sets of one process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -21,20 +21,20 @@ pub(crate) struct Sets {
 
 impl Sets {
     /// The sets that the spec names; without any, none, as the runtimes have it.
-    pub(crate) fn of(spec: Option<&LinuxCapabilities>) -> Self {
-        let Some(spec) = spec else {
-            return Self::default();
-        };
-        let bounding = bits(spec.bounding().as_ref());
-        let permitted = bits(spec.permitted().as_ref());
-        let inheritable = bits(spec.inheritable().as_ref()) & bounding;
-        Self {
+    ///
+    /// # Errors
+    /// Refuses names that aren't a capability's.
+    pub(crate) fn of(spec: &Capabilities) -> Result<Self, Fault> {
+        let bounding = bits(&spec.bounding)?;
+        let permitted = bits(&spec.permitted)?;
+        let inheritable = bits(&spec.inheritable)? & bounding;
+        Ok(Self {
             bounding,
-            effective: bits(spec.effective().as_ref()) & permitted,
+            effective: bits(&spec.effective)? & permitted,
             permitted,
             inheritable,
-            ambient: bits(spec.ambient().as_ref()) & permitted & inheritable,
-        }
+            ambient: bits(&spec.ambient)? & permitted & inheritable,
+        })
     }
 
     /// Cuts the bounding set. Comes before the change of user.
@@ -88,87 +88,95 @@ fn one(bit: u64) -> CapabilitySet {
     CapabilitySet::from_bits_retain(bit)
 }
 
-fn bits(names: Option<&Capabilities>) -> u64 {
-    names
-        .into_iter()
-        .flatten()
-        .fold(0, |bits, &name| bits | (1 << number(name)))
+fn bits(names: &[String]) -> Result<u64, Fault> {
+    names.iter().try_fold(0, |bits, name| {
+        let short = name.strip_prefix("CAP_").unwrap_or(name);
+        let number = NAMES.iter().position(|known| *known == short);
+        let number = number.ok_or_else(|| Fault::refused(format!("no capability {name:?}")))?;
+        Ok(bits | (1 << number))
+    })
 }
 
-/// The number of a capability, as linux/capability.h has it.
-fn number(name: Capability) -> u32 {
-    match name {
-        Capability::Chown => 0,
-        Capability::DacOverride => 1,
-        Capability::DacReadSearch => 2,
-        Capability::Fowner => 3,
-        Capability::Fsetid => 4,
-        Capability::Kill => 5,
-        Capability::Setgid => 6,
-        Capability::Setuid => 7,
-        Capability::Setpcap => 8,
-        Capability::LinuxImmutable => 9,
-        Capability::NetBindService => 10,
-        Capability::NetBroadcast => 11,
-        Capability::NetAdmin => 12,
-        Capability::NetRaw => 13,
-        Capability::IpcLock => 14,
-        Capability::IpcOwner => 15,
-        Capability::SysModule => 16,
-        Capability::SysRawio => 17,
-        Capability::SysChroot => 18,
-        Capability::SysPtrace => 19,
-        Capability::SysPacct => 20,
-        Capability::SysAdmin => 21,
-        Capability::SysBoot => 22,
-        Capability::SysNice => 23,
-        Capability::SysResource => 24,
-        Capability::SysTime => 25,
-        Capability::SysTtyConfig => 26,
-        Capability::Mknod => 27,
-        Capability::Lease => 28,
-        Capability::AuditWrite => 29,
-        Capability::AuditControl => 30,
-        Capability::Setfcap => 31,
-        Capability::MacOverride => 32,
-        Capability::MacAdmin => 33,
-        Capability::Syslog => 34,
-        Capability::WakeAlarm => 35,
-        Capability::BlockSuspend => 36,
-        Capability::AuditRead => 37,
-        Capability::Perfmon => 38,
-        Capability::Bpf => 39,
-        Capability::CheckpointRestore => 40,
-    }
-}
+/// In the order of their numbers in linux/capability.h.
+const NAMES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
 
 #[cfg(test)]
 mod tests {
-    use oci_spec::runtime::LinuxCapabilitiesBuilder;
-
     use super::*;
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(ToString::to_string).collect()
+    }
 
     #[test]
     fn no_capabilities_in_the_spec_means_none() {
-        assert_eq!(Sets::of(None), Sets::default());
+        let none = Sets::of(&Capabilities::default()).unwrap();
+        assert_eq!(none, Sets::default());
     }
 
     #[test]
     fn nothing_exceeds_the_set_it_comes_from() {
-        let all: Capabilities = [Capability::Chown, Capability::Kill].into();
-        let chown: Capabilities = [Capability::Chown].into();
-        let spec = LinuxCapabilitiesBuilder::default()
-            .bounding(chown.clone())
-            .permitted(all.clone())
-            .effective(all.clone())
-            .inheritable(all.clone())
-            .ambient(all)
-            .build()
-            .unwrap();
-        let sets = Sets::of(Some(&spec));
+        let all = names(&["CAP_CHOWN", "CAP_KILL"]);
+        let sets = Sets::of(&Capabilities {
+            bounding: names(&["CAP_CHOWN"]),
+            permitted: all.clone(),
+            effective: all.clone(),
+            inheritable: all.clone(),
+            ambient: all,
+        })
+        .unwrap();
         assert_eq!(sets.bounding, 1);
         assert_eq!(sets.effective, 0b10_0001);
         assert_eq!(sets.inheritable, 1);
         assert_eq!(sets.ambient, 1);
+    }
+
+    #[test]
+    fn the_numbers_are_the_kernels() {
+        assert_eq!(bits(&names(&["CAP_SYS_ADMIN"])), Ok(1 << 21));
+        assert_eq!(bits(&names(&["CAP_CHECKPOINT_RESTORE"])), Ok(1 << 40));
+        assert!(bits(&names(&["CAP_FLY"])).is_err());
     }
 }

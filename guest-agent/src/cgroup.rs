@@ -9,10 +9,10 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources, LinuxThrottleDevice};
 use rustix::fs::{Mode, OFlags};
 
 use crate::fault::{Fault, Tried};
+use crate::spec::{BlockIo, Cpu, Memory, Resources, Throttle};
 
 /// The period of `cpu.max` when the spec names none, in microseconds.
 const DEFAULT_PERIOD_US: u64 = 100_000;
@@ -29,12 +29,8 @@ impl Cgroup {
     ///
     /// # Errors
     /// Refuses limits that the kernel refuses; nothing is left behind.
-    pub(crate) fn create(
-        parent: &Path,
-        id: &str,
-        resources: Option<&LinuxResources>,
-    ) -> Result<Self, Fault> {
-        let files = resources.map(limits).transpose()?.unwrap_or_default();
+    pub(crate) fn create(parent: &Path, id: &str, resources: &Resources) -> Result<Self, Fault> {
+        let files = limits(resources)?;
         let path = parent.join(id);
         match fs::create_dir(&path) {
             // A group of that name without processes is a container's that ended.
@@ -126,29 +122,23 @@ fn count(events: &str, name: &str) -> u64 {
 }
 
 /// The kernel's files for these limits, in the order in which they are written.
-fn limits(resources: &LinuxResources) -> Result<Vec<(String, String)>, Fault> {
+fn limits(resources: &Resources) -> Result<Vec<(String, String)>, Fault> {
     let mut files = Vec::new();
-    if let Some(memory) = resources.memory() {
-        add_memory(memory, &mut files)?;
-    }
-    if let Some(cpu) = resources.cpu() {
-        add_cpu(cpu, &mut files);
-    }
-    if let Some(pids) = resources.pids() {
+    add_memory(&resources.memory, &mut files)?;
+    add_cpu(&resources.cpu, &mut files);
+    if let Some(pids) = &resources.pids {
         add(
             &mut files,
             "pids.max",
-            &or_max(pids.limit().max(0), pids.limit() > 0),
+            &or_max(pids.limit.max(0), pids.limit > 0),
         );
     }
-    if let Some(io) = resources.block_io() {
-        add_io(io, &mut files);
+    add_io(&resources.block_io, &mut files);
+    for limit in &resources.hugepage_limits {
+        let file = format!("hugetlb.{}.max", limit.page_size);
+        add(&mut files, &file, &limit.limit);
     }
-    for limit in resources.hugepage_limits().iter().flatten() {
-        let file = format!("hugetlb.{}.max", limit.page_size());
-        add(&mut files, &file, &limit.limit());
-    }
-    for (file, value) in resources.unified().iter().flatten() {
+    for (file, value) in &resources.unified {
         if file.contains('/') || !file.contains('.') || file.starts_with("cgroup.") {
             return Err(Fault::refused(format!("no cgroup limit is named {file:?}")));
         }
@@ -169,13 +159,13 @@ fn or_max(value: i64, limited: bool) -> String {
     }
 }
 
-fn add_memory(memory: &LinuxMemory, files: &mut Vec<(String, String)>) -> Result<(), Fault> {
+fn add_memory(memory: &Memory, files: &mut Vec<(String, String)>) -> Result<(), Fault> {
     // 0 and below mean "no limit" to the engines.
-    let limit = memory.limit().filter(|&limit| limit != 0);
+    let limit = memory.limit.filter(|&limit| limit != 0);
     if let Some(limit) = limit {
         add(files, "memory.max", &or_max(limit, limit > 0));
     }
-    match (memory.swap().filter(|&swap| swap != 0), limit) {
+    match (memory.swap.filter(|&swap| swap != 0), limit) {
         (None, _) => {}
         (Some(swap), _) if swap < 0 => add(files, "memory.swap.max", "max"),
         // The spec's swap is memory and swap together.
@@ -188,19 +178,19 @@ fn add_memory(memory: &LinuxMemory, files: &mut Vec<(String, String)>) -> Result
             )));
         }
     }
-    if let Some(reservation) = memory.reservation().filter(|&low| low > 0) {
+    if let Some(reservation) = memory.reservation.filter(|&low| low > 0) {
         add(files, "memory.low", &reservation);
     }
     Ok(())
 }
 
-fn add_cpu(cpu: &LinuxCpu, files: &mut Vec<(String, String)>) {
-    if let Some(shares) = cpu.shares().filter(|&shares| shares != 0) {
+fn add_cpu(cpu: &Cpu, files: &mut Vec<(String, String)>) {
+    if let Some(shares) = cpu.shares.filter(|&shares| shares != 0) {
         add(files, "cpu.weight", &weight_of_shares(shares));
     }
-    if cpu.quota().is_some() || cpu.period().is_some() {
-        let quota = cpu.quota().unwrap_or(0);
-        let period = cpu.period().filter(|&period| period != 0);
+    if cpu.quota.is_some() || cpu.period.is_some() {
+        let quota = cpu.quota.unwrap_or(0);
+        let period = cpu.period.filter(|&period| period != 0);
         let period = period.unwrap_or(DEFAULT_PERIOD_US);
         add(
             files,
@@ -208,13 +198,13 @@ fn add_cpu(cpu: &LinuxCpu, files: &mut Vec<(String, String)>) {
             &format!("{} {period}", or_max(quota, quota > 0)),
         );
     }
-    if let Some(burst) = cpu.burst() {
+    if let Some(burst) = cpu.burst {
         add(files, "cpu.max.burst", &burst);
     }
-    if let Some(idle) = cpu.idle() {
+    if let Some(idle) = cpu.idle {
         add(files, "cpu.idle", &idle);
     }
-    for (file, list) in [("cpuset.cpus", cpu.cpus()), ("cpuset.mems", cpu.mems())] {
+    for (file, list) in [("cpuset.cpus", &cpu.cpus), ("cpuset.mems", &cpu.mems)] {
         if let Some(list) = list.as_deref().filter(|list| !list.is_empty()) {
             add(files, file, list);
         }
@@ -233,23 +223,23 @@ fn weight_of_blkio(weight: u16) -> u64 {
     1 + (weight - 10) * 9999 / 990
 }
 
-fn add_io(io: &LinuxBlockIo, files: &mut Vec<(String, String)>) {
-    if let Some(weight) = io.weight().filter(|&weight| weight != 0) {
+fn add_io(io: &BlockIo, files: &mut Vec<(String, String)>) {
+    if let Some(weight) = io.weight.filter(|&weight| weight != 0) {
         add(
             files,
             "io.weight",
             &format!("default {}", weight_of_blkio(weight)),
         );
     }
-    let throttles: [(&str, &Option<Vec<LinuxThrottleDevice>>); 4] = [
-        ("rbps", io.throttle_read_bps_device()),
-        ("wbps", io.throttle_write_bps_device()),
-        ("riops", io.throttle_read_iops_device()),
-        ("wiops", io.throttle_write_iops_device()),
+    let throttles: [(&str, &[Throttle]); 4] = [
+        ("rbps", &io.throttle_read_bps_device),
+        ("wbps", &io.throttle_write_bps_device),
+        ("riops", &io.throttle_read_iops_device),
+        ("wiops", &io.throttle_write_iops_device),
     ];
     for (key, devices) in throttles {
-        for device in devices.iter().flatten() {
-            let (major, minor, rate) = (device.major(), device.minor(), device.rate());
+        for device in devices {
+            let (major, minor, rate) = (device.major, device.minor, device.rate);
             add(files, "io.max", &format!("{major}:{minor} {key}={rate}"));
         }
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use hull_proto::{ContainerStart, ExecStart};
+use hull_proto::{ContainerStart, ExecStart, OciJson};
 use rustix::process::Pid;
 
 use crate::cgroup::{self, Cgroup};
@@ -15,7 +15,8 @@ use crate::fault::Fault;
 use crate::log::say;
 use crate::namespaces::Namespaces;
 use crate::seccomp::Filter;
-use crate::spawn::{self, Born};
+use crate::spawn::{self, Born, Start};
+use crate::spec::Resources;
 use crate::sys;
 
 /// Longest name of a container, in bytes.
@@ -84,19 +85,25 @@ impl Containers {
     /// Refuses names in use and specs that can't be met; nothing is left behind.
     pub(crate) fn start(&mut self, start: &ContainerStart) -> Result<Born, Fault> {
         self.check_name(&start.id)?;
-        let spec = &start.spec;
+        let asked = Start {
+            spec: read(&start.spec)?,
+            init: start.init,
+        };
+        let spec = &asked.spec;
         let process = spec
-            .process()
+            .process
             .as_ref()
             .ok_or_else(|| Fault::refused("the spec names no process"))?;
-        let namespaces = Namespaces::of(spec)?;
-        let linux = spec.linux().as_ref();
-        let filter = linux
-            .and_then(|linux| linux.seccomp().as_ref())
-            .map(Filter::of)
-            .transpose()?;
-        let cgroup = self.make_cgroup(start)?;
-        let born = spawn::first(start, process, &namespaces, cgroup.as_ref(), filter.clone());
+        let namespaces = Namespaces::of(&spec.linux)?;
+        let filter = spec.linux.seccomp.as_ref().map(Filter::of).transpose()?;
+        let cgroup = self.make_cgroup(&start.id, &spec.linux.resources)?;
+        let born = spawn::first(
+            &asked,
+            process,
+            &namespaces,
+            cgroup.as_ref(),
+            filter.clone(),
+        );
         let born = match born {
             Ok(born) => born,
             Err(fault) => {
@@ -140,7 +147,7 @@ impl Containers {
         Ok(())
     }
 
-    fn make_cgroup(&mut self, start: &ContainerStart) -> Result<Option<Cgroup>, Fault> {
+    fn make_cgroup(&mut self, id: &str, resources: &Resources) -> Result<Option<Cgroup>, Fault> {
         self.sweep();
         let Some(parent) = &self.cgroups else {
             return Ok(None);
@@ -153,9 +160,7 @@ impl Containers {
             }
             self.delegated = true;
         }
-        let linux = start.spec.linux().as_ref();
-        let resources = linux.and_then(|linux| linux.resources().as_ref());
-        Cgroup::create(parent, &start.id, resources).map(Some)
+        Cgroup::create(parent, id, resources).map(Some)
     }
 
     /// Makes another process in a container.
@@ -168,7 +173,7 @@ impl Containers {
             .get(&start.id)
             .filter(|container| container.runs)
             .ok_or_else(|| Fault::refused(format!("container {} is not running", start.id)))?;
-        spawn::another(container, &start.process)
+        spawn::another(container, &read(&start.process)?)
     }
 
     /// Notes that the container's command runs.
@@ -223,6 +228,13 @@ impl Containers {
     pub(crate) fn sweep(&mut self) {
         self.leftover.retain(|group| !group.remove());
     }
+}
+
+/// Reads a document of the runtime spec.
+fn read<T: serde::de::DeserializeOwned>(document: &OciJson) -> Result<T, Fault> {
+    document
+        .read()
+        .map_err(|error| Fault::refused(format!("the spec can't be read: {error}")))
 }
 
 #[cfg(test)]

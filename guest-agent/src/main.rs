@@ -31,6 +31,7 @@ mod seccomp;
 mod serve;
 mod session;
 mod spawn;
+mod spec;
 mod sys;
 mod syscalls;
 mod tty;

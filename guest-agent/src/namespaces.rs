@@ -8,19 +8,19 @@ use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Spec};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::{ThreadNameSpaceType, UnshareFlags, move_into_thread_name_spaces};
 
 use crate::fault::{Fault, Tried};
+use crate::spec::{IdMap, Linux, NamespaceKind};
 use crate::sys::{self, Forked};
 
-const NEWNS: u64 = LinuxNamespaceType::Mount as u64;
-const NEWCGROUP: u64 = LinuxNamespaceType::Cgroup as u64;
-const NEWPID: u64 = LinuxNamespaceType::Pid as u64;
-const NEWUSER: u64 = LinuxNamespaceType::User as u64;
-const NEWNET: u64 = LinuxNamespaceType::Network as u64;
-const NEWTIME: u64 = LinuxNamespaceType::Time as u64;
+const NEWNS: u64 = NamespaceKind::Mount as u64;
+const NEWCGROUP: u64 = NamespaceKind::Cgroup as u64;
+const NEWPID: u64 = NamespaceKind::Pid as u64;
+const NEWUSER: u64 = NamespaceKind::User as u64;
+const NEWNET: u64 = NamespaceKind::Network as u64;
+const NEWTIME: u64 = NamespaceKind::Time as u64;
 
 /// The namespaces of a container to be made.
 #[derive(Debug, Default)]
@@ -36,20 +36,17 @@ impl Namespaces {
     ///
     /// # Errors
     /// Refuses what the agent can't make.
-    pub(crate) fn of(spec: &Spec) -> Result<Self, Fault> {
+    pub(crate) fn of(linux: &Linux) -> Result<Self, Fault> {
         let mut asked = Self {
             new: NEWNS,
             ..Self::default()
         };
-        let Some(linux) = spec.linux() else {
-            return Ok(asked);
-        };
-        for namespace in linux.namespaces().iter().flatten() {
-            let flag = namespace.typ() as u64;
+        for namespace in &linux.namespaces {
+            let flag = namespace.kind as u64;
             if flag == NEWTIME {
                 return Err(Fault::refused("time namespaces are not supported"));
             }
-            match namespace.path() {
+            match &namespace.path {
                 None => asked.new |= flag,
                 Some(_) if flag == NEWNS => {
                     return Err(Fault::refused(
@@ -61,8 +58,8 @@ impl Namespaces {
             }
         }
         if asked.new & NEWUSER != 0 {
-            let text = |maps: &Option<Vec<LinuxIdMapping>>| map_lines(maps.as_deref());
-            asked.maps = Some((text(linux.uid_mappings()), text(linux.gid_mappings())));
+            let (uids, gids) = (&linux.uid_mappings, &linux.gid_mappings);
+            asked.maps = Some((map_lines(uids), map_lines(gids)));
         }
         Ok(asked)
     }
@@ -195,10 +192,10 @@ fn kinds(flags: u64) -> ThreadNameSpaceType {
     ThreadNameSpaceType::from_bits_retain(flags as u32)
 }
 
-fn map_lines(maps: Option<&[LinuxIdMapping]>) -> String {
+fn map_lines(maps: &[IdMap]) -> String {
     let mut lines = String::new();
-    for map in maps.unwrap_or_default() {
-        let line = format!("{} {} {}\n", map.container_id(), map.host_id(), map.size());
+    for map in maps {
+        let line = format!("{} {} {}\n", map.container, map.host, map.size);
         lines.push_str(&line);
     }
     lines
@@ -208,10 +205,9 @@ fn map_lines(maps: Option<&[LinuxIdMapping]>) -> String {
 mod tests {
     use super::*;
 
-    fn spec(namespaces: &str) -> Spec {
+    fn spec(namespaces: &str) -> Linux {
         let json = format!(
-            r#"{{"ociVersion":"1.2.0","linux":{{"namespaces":{namespaces},
-            "uidMappings":[{{"containerID":0,"hostID":1000,"size":10}}]}}}}"#
+            r#"{{"namespaces":{namespaces},"uidMappings":[{{"containerID":0,"hostID":1000,"size":10}}]}}"#
         );
         serde_json::from_str(&json).unwrap()
     }

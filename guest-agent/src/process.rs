@@ -8,16 +8,16 @@ use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process};
 use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::process::{Gid, Resource, Rlimit, Uid};
+use rustix::process::{Gid, Resource, Uid};
 
 use crate::caps::Sets;
 use crate::command::{Command, variable};
 use crate::fault::{Fault, Tried};
 use crate::init;
 use crate::seccomp::Filter;
+use crate::spec::{Process, Rlimit};
 use crate::user::{self, Identity};
 use crate::{report, sys};
 
@@ -52,7 +52,7 @@ pub(crate) struct Becoming<'a> {
 /// # Errors
 /// Refuses a score out of range.
 pub(crate) fn set_oom_score(process: &Process) -> Result<(), Fault> {
-    let Some(score) = process.oom_score_adj() else {
+    let Some(score) = process.oom_score_adj else {
         return Ok(());
     };
     fs::write("/proc/self/oom_score_adj", score.to_string())
@@ -65,32 +65,31 @@ pub(crate) fn set_oom_score(process: &Process) -> Result<(), Fault> {
 /// Returns only if that failed, with what did.
 pub(crate) fn become_command(becoming: &Becoming<'_>) -> Result<Infallible, Fault> {
     let process = becoming.process;
-    let no_new_privileges = process.no_new_privileges() == Some(true);
-    set_limits(process.rlimits().as_deref().unwrap_or_default())?;
-    let identity = user::identify(process.user())?;
+    let no_new_privileges = process.no_new_privileges;
+    set_limits(&process.rlimits)?;
+    let identity = user::identify(&process.user)?;
     let environment = environment_of(process, &identity);
     take_streams(&becoming.streams, &identity)?;
     if becoming.make_cwd {
-        make_directory(process.cwd());
+        make_directory(&process.cwd);
     }
-    let entered = enter_directory(process.cwd())?;
+    let entered = enter_directory(&process.cwd)?;
     if no_new_privileges {
         rustix::thread::set_no_new_privs(true).or_internal(|| "cannot set no_new_privs")?;
     } else if let Some(filter) = &becoming.filter {
         filter.install()?;
     }
-    let sets = Sets::of(process.capabilities().as_ref());
+    let sets = Sets::of(&process.capabilities)?;
     sets.bound()?;
     become_user(&identity)?;
     sets.apply()?;
     if !entered {
-        change_directory(process.cwd()).or_refuse(|| cwd_text(process.cwd()))?;
+        change_directory(&process.cwd).or_refuse(|| cwd_text(&process.cwd))?;
     }
     check_directory()?;
-    let umask = process.user().umask().unwrap_or(0o022);
+    let umask = process.user.umask.unwrap_or(0o022);
     rustix::process::umask(Mode::from_raw_mode(umask & 0o777));
-    let arguments = process.args().as_deref().unwrap_or_default();
-    let command = Command::find(arguments, &environment)?;
+    let command = Command::find(&process.args, &environment)?;
     if becoming.init {
         init::split(matches!(becoming.streams, Streams::Terminal(_)))?;
     }
@@ -104,13 +103,13 @@ pub(crate) fn become_command(becoming: &Becoming<'_>) -> Result<Infallible, Faul
 }
 
 fn environment_of(process: &Process, identity: &Identity) -> Vec<String> {
-    let mut environment = process.env().clone().unwrap_or_default();
+    let mut environment = process.env.clone();
     if variable(&environment, "HOME").is_none_or(str::is_empty) {
         let home = identity.home.as_deref().filter(|home| !home.is_empty());
         environment.retain(|entry| !entry.starts_with("HOME="));
         environment.push(format!("HOME={}", home.unwrap_or("/")));
     }
-    if process.terminal() == Some(true) && variable(&environment, "TERM").is_none() {
+    if process.terminal && variable(&environment, "TERM").is_none() {
         environment.push("TERM=xterm".into());
     }
     environment
@@ -207,36 +206,38 @@ fn check_directory() -> Result<(), Fault> {
     }
 }
 
-fn set_limits(limits: &[PosixRlimit]) -> Result<(), Fault> {
+fn set_limits(limits: &[Rlimit]) -> Result<(), Fault> {
     for limit in limits {
         let value = |value: u64| (value != u64::MAX).then_some(value);
-        let new = Rlimit {
-            current: value(limit.soft()),
-            maximum: value(limit.hard()),
+        let new = rustix::process::Rlimit {
+            current: value(limit.soft),
+            maximum: value(limit.hard),
         };
-        rustix::process::setrlimit(resource(limit.typ()), new)
-            .or_refuse(|| format!("cannot set limit {}", limit.typ()))?;
+        let resource = RESOURCES.iter().find(|entry| entry.0 == limit.kind);
+        let (name, resource) =
+            resource.ok_or_else(|| Fault::refused(format!("no limit {:?}", limit.kind)))?;
+        rustix::process::setrlimit(*resource, new)
+            .or_refuse(|| format!("cannot set limit {name}"))?;
     }
     Ok(())
 }
 
-fn resource(kind: PosixRlimitType) -> Resource {
-    match kind {
-        PosixRlimitType::RlimitCpu => Resource::Cpu,
-        PosixRlimitType::RlimitFsize => Resource::Fsize,
-        PosixRlimitType::RlimitData => Resource::Data,
-        PosixRlimitType::RlimitStack => Resource::Stack,
-        PosixRlimitType::RlimitCore => Resource::Core,
-        PosixRlimitType::RlimitRss => Resource::Rss,
-        PosixRlimitType::RlimitNproc => Resource::Nproc,
-        PosixRlimitType::RlimitNofile => Resource::Nofile,
-        PosixRlimitType::RlimitMemlock => Resource::Memlock,
-        PosixRlimitType::RlimitAs => Resource::As,
-        PosixRlimitType::RlimitLocks => Resource::Locks,
-        PosixRlimitType::RlimitSigpending => Resource::Sigpending,
-        PosixRlimitType::RlimitMsgqueue => Resource::Msgqueue,
-        PosixRlimitType::RlimitNice => Resource::Nice,
-        PosixRlimitType::RlimitRtprio => Resource::Rtprio,
-        PosixRlimitType::RlimitRttime => Resource::Rttime,
-    }
-}
+/// Limits by name.
+const RESOURCES: &[(&str, Resource)] = &[
+    ("RLIMIT_CPU", Resource::Cpu),
+    ("RLIMIT_FSIZE", Resource::Fsize),
+    ("RLIMIT_DATA", Resource::Data),
+    ("RLIMIT_STACK", Resource::Stack),
+    ("RLIMIT_CORE", Resource::Core),
+    ("RLIMIT_RSS", Resource::Rss),
+    ("RLIMIT_NPROC", Resource::Nproc),
+    ("RLIMIT_NOFILE", Resource::Nofile),
+    ("RLIMIT_MEMLOCK", Resource::Memlock),
+    ("RLIMIT_AS", Resource::As),
+    ("RLIMIT_LOCKS", Resource::Locks),
+    ("RLIMIT_SIGPENDING", Resource::Sigpending),
+    ("RLIMIT_MSGQUEUE", Resource::Msgqueue),
+    ("RLIMIT_NICE", Resource::Nice),
+    ("RLIMIT_RTPRIO", Resource::Rtprio),
+    ("RLIMIT_RTTIME", Resource::Rttime),
+];

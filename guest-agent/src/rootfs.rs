@@ -8,7 +8,6 @@ use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Mount, Spec};
 use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, makedev};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
@@ -16,6 +15,7 @@ use rustix::mount::UnmountFlags;
 use crate::fault::{Fault, Tried};
 use crate::mounts::{self, Options};
 use crate::resolve::{self, Target};
+use crate::spec::{Device, DeviceKind, Mount, Spec};
 
 /// The devices that every container has, besides the terminal's (runtime spec, default devices).
 const DEVICES: &[(&str, u32, u32)] = &[
@@ -41,7 +41,7 @@ const LINKS: &[(&str, &str)] = &[
 /// # Errors
 /// Refuses a root that isn't there.
 pub(crate) fn bind_root(spec: &Spec) -> Result<OwnedFd, Fault> {
-    let path = spec.root().as_ref().map(|root| root.path());
+    let path = spec.root.as_ref().map(|root| &root.path);
     let path = path.ok_or_else(|| Fault::refused("the spec names no root"))?;
     let what = || format!("cannot use root {}", path.display());
     rustix::mount::mount_bind_recursive(path, path).or_refuse(what)?;
@@ -54,14 +54,13 @@ pub(crate) fn bind_root(spec: &Spec) -> Result<OwnedFd, Fault> {
 /// # Errors
 /// Refuses what can't be mounted or made, by name.
 pub(crate) fn furnish(root: BorrowedFd<'_>, spec: &Spec) -> Result<(), Fault> {
-    let all = spec.mounts().as_deref().unwrap_or_default();
+    let all = &spec.mounts;
     for mount in all {
-        place(root, mount)
-            .or_refuse(|| format!("cannot mount {}", mount.destination().display()))?;
+        place(root, mount).or_refuse(|| format!("cannot mount {}", mount.destination.display()))?;
     }
     let dev_is_bound = all
         .iter()
-        .any(|mount| mount.destination() == Path::new("/dev") && options_of(mount).bind.is_some());
+        .any(|mount| mount.destination == Path::new("/dev") && options_of(mount).bind.is_some());
     if dev_is_bound {
         return Ok(());
     }
@@ -76,14 +75,8 @@ pub(crate) fn furnish(root: BorrowedFd<'_>, spec: &Spec) -> Result<(), Fault> {
         )
         .or_refuse(|| format!("cannot make /dev/{name}"))?;
     }
-    for device in spec
-        .linux()
-        .iter()
-        .flat_map(|linux| linux.devices())
-        .flatten()
-    {
-        make_device(root, device)
-            .or_refuse(|| format!("cannot make {}", device.path().display()))?;
+    for device in &spec.linux.devices {
+        make_device(root, device).or_refuse(|| format!("cannot make {}", device.path.display()))?;
     }
     for (name, target) in LINKS {
         match rustix::fs::symlinkat(*target, &dev, *name) {
@@ -95,8 +88,8 @@ pub(crate) fn furnish(root: BorrowedFd<'_>, spec: &Spec) -> Result<(), Fault> {
 }
 
 fn options_of(mount: &Mount) -> Options {
-    let mut options = Options::parse(mount.options().as_deref().unwrap_or_default());
-    if mount.typ().as_deref() == Some("bind") && options.bind.is_none() {
+    let mut options = Options::parse(&mount.options);
+    if mount.kind.as_deref() == Some("bind") && options.bind.is_none() {
         options.bind = Some(false);
     }
     options
@@ -104,9 +97,9 @@ fn options_of(mount: &Mount) -> Options {
 
 fn place(root: BorrowedFd<'_>, mount: &Mount) -> Result<(), Errno> {
     let mut options = options_of(mount);
-    let source = mount.source().as_deref().unwrap_or(Path::new(""));
+    let source = mount.source.as_deref().unwrap_or(Path::new(""));
     if let Some(recursive) = options.bind {
-        if !options.data.is_empty() || mount.uid_mappings().is_some() {
+        if !options.data.is_empty() || !mount.uid_mappings.is_empty() {
             return Err(Errno::INVAL);
         }
         let copy = mounts::copy_of(source, recursive)?;
@@ -117,16 +110,16 @@ fn place(root: BorrowedFd<'_>, mount: &Mount) -> Result<(), Errno> {
         } else {
             Target::File
         };
-        let (target, _) = resolve::ensure(root, mount.destination(), target)?;
+        let (target, _) = resolve::ensure(root, &mount.destination, target)?;
         return mounts::attach(copy.as_fd(), target.as_fd());
     }
-    let kind = match mount.typ().as_deref() {
+    let kind = match mount.kind.as_deref() {
         // The spec's name for "the host's cgroups", of which the guest has one kind.
         Some("cgroup") => "cgroup2",
         Some(kind) => kind,
         None => return Err(Errno::NODEV),
     };
-    let (target, existed) = directory_for(root, kind, mount.destination())?;
+    let (target, existed) = directory_for(root, kind, &mount.destination)?;
     if kind == "tmpfs" && existed && !options.has("mode") {
         let mode = rustix::fs::fstat(&target)?.st_mode & 0o7777;
         options
@@ -202,22 +195,20 @@ fn copy_file(
         .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
-fn make_device(root: BorrowedFd<'_>, device: &LinuxDevice) -> Result<(), Errno> {
-    let path = device.path();
+fn make_device(root: BorrowedFd<'_>, device: &Device) -> Result<(), Errno> {
+    let path = &device.path;
     let name = path.file_name().ok_or(Errno::INVAL)?;
     let dir = resolve::ensure_dir(root, path.parent().unwrap_or(Path::new("/")))?;
-    let kind = match device.typ() {
-        LinuxDeviceType::B => FileType::BlockDevice,
-        LinuxDeviceType::C | LinuxDeviceType::U => FileType::CharacterDevice,
-        LinuxDeviceType::P => FileType::Fifo,
-        LinuxDeviceType::A => return Err(Errno::INVAL),
+    let kind = match device.kind {
+        DeviceKind::Block => FileType::BlockDevice,
+        DeviceKind::Character => FileType::CharacterDevice,
+        DeviceKind::Fifo => FileType::Fifo,
     };
-    let number = |value: i64| u32::try_from(value).map_err(|_| Errno::INVAL);
-    let numbers = (number(device.major())?, number(device.minor())?);
-    let mode = device.file_mode().unwrap_or(0o666);
+    let numbers = (device.major, device.minor);
+    let mode = device.file_mode.unwrap_or(0o666);
     make_node(dir.as_fd(), Path::new(name), kind, numbers, mode)?;
-    let uid = device.uid().map(Uid::from_raw);
-    let gid = device.gid().map(Gid::from_raw);
+    let uid = device.uid.map(Uid::from_raw);
+    let gid = device.gid.map(Gid::from_raw);
     let nofollow = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
     rustix::fs::chownat(&dir, name, uid, gid, nofollow)
 }
@@ -317,10 +308,8 @@ pub(crate) fn restrict(spec: &Spec, covers: &mut Covers) -> Result<(), Fault> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root =
         rustix::fs::openat(CWD, c"/", flags, Mode::empty()).or_internal(|| "cannot open /")?;
-    let Some(linux) = spec.linux() else {
-        return restrict_root(spec, root.as_fd());
-    };
-    for path in existing(linux.readonly_paths().as_deref()) {
+    let linux = &spec.linux;
+    for path in distinct(&linux.readonly_paths) {
         each(&root, &path, |target| {
             let copy = mounts::copy_of_place(target, true)?;
             mounts::make_read_only(copy.as_fd(), true)?;
@@ -328,7 +317,7 @@ pub(crate) fn restrict(spec: &Spec, covers: &mut Covers) -> Result<(), Fault> {
         })
         .or_refuse(|| format!("cannot make {} read-only", path.display()))?;
     }
-    for path in existing(linux.masked_paths().as_deref()) {
+    for path in distinct(&linux.masked_paths) {
         each(&root, &path, |target| covers.cover(target))
             .or_refuse(|| format!("cannot mask {}", path.display()))?;
     }
@@ -336,17 +325,16 @@ pub(crate) fn restrict(spec: &Spec, covers: &mut Covers) -> Result<(), Fault> {
 }
 
 fn restrict_root(spec: &Spec, root: BorrowedFd<'_>) -> Result<(), Fault> {
-    let read_only = spec.root().as_ref().and_then(|root| root.readonly());
-    if read_only == Some(true) {
+    if spec.root.as_ref().is_some_and(|root| root.readonly) {
         mounts::make_read_only(root, false).or_refuse(|| "cannot make the root read-only")?;
     }
     Ok(())
 }
 
-fn existing(paths: Option<&[String]>) -> Vec<PathBuf> {
+fn distinct(paths: &[String]) -> Vec<PathBuf> {
     let mut seen = HashSet::new();
-    let paths = paths.unwrap_or_default().iter();
     paths
+        .iter()
         .filter(|path| seen.insert(path.as_str()))
         .map(PathBuf::from)
         .collect()

@@ -9,12 +9,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use libc::sock_filter;
-use oci_spec::runtime::{
-    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag,
-    LinuxSeccompOperator, LinuxSyscall,
-};
 
 use crate::fault::{Fault, Tried};
+use crate::spec::{Action, Condition, Operator, Seccomp, Syscalls};
 use crate::{sys, syscalls};
 
 const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
@@ -53,7 +50,7 @@ impl fmt::Debug for Filter {
 /// What to do when all of its conditions hold.
 #[derive(Debug, Clone, PartialEq)]
 struct Rule {
-    conditions: Vec<LinuxSeccompArg>,
+    conditions: Vec<Condition>,
     action: u32,
 }
 
@@ -69,17 +66,17 @@ impl Filter {
     ///
     /// # Errors
     /// Refuses what can't be filtered, by name.
-    pub(crate) fn of(spec: &LinuxSeccomp) -> Result<Self, Fault> {
-        let default = value_of(spec.default_action(), spec.default_errno_ret())?;
+    pub(crate) fn of(spec: &Seccomp) -> Result<Self, Fault> {
+        let default = value_of(spec.default_action, spec.default_errno_ret)?;
         let mut verdicts = BTreeMap::new();
-        for entry in spec.syscalls().iter().flatten() {
+        for entry in &spec.syscalls {
             add(&mut verdicts, entry, default)?;
         }
         let newest = verdicts.keys().next_back().copied();
         // What came after the profile was written is unknown to it, not forbidden.
         let beyond = if default == ALLOW { ALLOW } else { ENOSYS };
         let ranges = ranges(&verdicts, default, newest.map(|newest| (newest, beyond)));
-        let mut program = preamble(spec.architectures().as_deref().unwrap_or_default());
+        let mut program = preamble(&spec.architectures);
         search(&ranges, default, &mut program);
         if program.len() > libc::BPF_MAXINSNS as usize {
             return Err(Fault::refused(format!(
@@ -88,8 +85,8 @@ impl Filter {
                 libc::BPF_MAXINSNS
             )));
         }
-        let flags = spec.flags().iter().flatten();
-        let flags = flags.fold(0, |flags, &flag| flags | flag_value(flag));
+        let mut flags = spec.flags.iter();
+        let flags = flags.try_fold(0, |flags, flag| Ok(flags | flag_value(flag)?))?;
         Ok(Self { program, flags })
     }
 
@@ -103,41 +100,43 @@ impl Filter {
     }
 }
 
-fn flag_value(flag: LinuxSeccompFilterFlag) -> u64 {
+fn flag_value(flag: &str) -> Result<u64, Fault> {
     match flag {
-        LinuxSeccompFilterFlag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
-        LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+        "SECCOMP_FILTER_FLAG_LOG" => Ok(libc::SECCOMP_FILTER_FLAG_LOG),
+        "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => Ok(libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW),
         // There is one thread, and nobody to be notified.
-        LinuxSeccompFilterFlag::SeccompFilterFlagTsync
-        | LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => 0,
+        "SECCOMP_FILTER_FLAG_TSYNC" | "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV" => Ok(0),
+        unknown => Err(Fault::refused(format!("no seccomp flag {unknown:?}"))),
     }
 }
 
-fn value_of(action: LinuxSeccompAction, errno: Option<u32>) -> Result<u32, Fault> {
-    if action == LinuxSeccompAction::ScmpActNotify {
-        return Err(Fault::refused("seccomp user notification is not supported"));
-    }
-    Ok(action.as_u32(errno.map(|errno| errno & 0xffff)))
+/// The kernel's word for an action (seccomp(2)); `errno` is the number that it hands on.
+fn value_of(action: Action, errno: Option<u32>) -> Result<u32, Fault> {
+    let data = errno.map_or(libc::EPERM as u32, |errno| errno & 0xffff);
+    Ok(match action {
+        Action::KillThread => 0,
+        Action::KillProcess => KILL_PROCESS,
+        Action::Trap => 0x0003_0000,
+        Action::Errno => 0x0005_0000 | data,
+        Action::Trace => 0x7ff0_0000 | data,
+        Action::Log => 0x7ffc_0000,
+        Action::Allow => ALLOW,
+        Action::Notify => {
+            return Err(Fault::refused("seccomp user notification is not supported"));
+        }
+    })
 }
 
-fn add(
-    verdicts: &mut BTreeMap<u32, Verdict>,
-    entry: &LinuxSyscall,
-    default: u32,
-) -> Result<(), Fault> {
-    let action = value_of(entry.action(), entry.errno_ret())?;
-    let conditions = entry.args().as_deref().unwrap_or_default();
-    if conditions.iter().any(|condition| condition.index() > 5) {
+fn add(verdicts: &mut BTreeMap<u32, Verdict>, entry: &Syscalls, default: u32) -> Result<(), Fault> {
+    let action = value_of(entry.action, entry.errno_ret)?;
+    let conditions = entry.args.as_slice();
+    if conditions.iter().any(|condition| condition.index > 5) {
         return Err(Fault::refused(
             "seccomp condition on an argument past the sixth",
         ));
     }
     // Names that this kernel doesn't have need no rule.
-    for number in entry
-        .names()
-        .iter()
-        .filter_map(|name| syscalls::number(name))
-    {
+    for number in entry.names.iter().filter_map(|name| syscalls::number(name)) {
         if conditions.is_empty() {
             // Unconditional rules win over conditional ones, the first of them over later ones.
             match verdicts.get(&number) {
@@ -158,13 +157,13 @@ fn add(
 
 /// Conditions on different arguments must all hold; several on the same one are alternatives, as
 /// the runtimes read them.
-fn alternatives(conditions: &[LinuxSeccompArg], action: u32) -> Vec<Rule> {
+fn alternatives(conditions: &[Condition], action: u32) -> Vec<Rule> {
     let mut seen = [false; 6];
     let repeated = conditions.iter().any(|condition| {
-        seen.get_mut(condition.index())
+        seen.get_mut(condition.index as usize)
             .is_some_and(|seen| std::mem::replace(seen, true))
     });
-    let rule = |conditions: &[LinuxSeccompArg]| Rule {
+    let rule = |conditions: &[Condition]| Rule {
         conditions: conditions.to_vec(),
         action,
     };
@@ -207,8 +206,8 @@ fn jump(code: u16, k: u32, jt: u8, jf: u8) -> sock_filter {
     sock_filter { code, jt, jf, k }
 }
 
-fn preamble(architectures: &[Arch]) -> Vec<sock_filter> {
-    let listed = architectures.contains(&Arch::ScmpArchX86);
+fn preamble(architectures: &[String]) -> Vec<sock_filter> {
+    let listed = architectures.iter().any(|name| name == "SCMP_ARCH_X86");
     let foreign = if listed { ENOSYS } else { KILL_PROCESS };
     vec![
         instruction(LOAD, ARCHITECTURE),
@@ -295,28 +294,28 @@ fn check_rule(rule: &Rule, program: &mut Vec<sock_filter>) {
 }
 
 /// Code for one condition on a 64-bit argument, in two halves.
-fn steps(condition: &LinuxSeccompArg) -> Vec<Step> {
-    use LinuxSeccompOperator as Op;
+fn steps(condition: &Condition) -> Vec<Step> {
+    use Operator as Op;
     use Step::{Jump, Plain};
-    let at = ARGUMENTS + 8 * u32::try_from(condition.index()).unwrap_or(0);
+    let at = ARGUMENTS + 8 * condition.index;
     let (load_low, load_high) = (Plain(LOAD, at), Plain(LOAD, at + 4));
-    let value = condition.value();
+    let value = condition.value;
     let (low, high) = (value as u32, (value >> 32) as u32);
-    match condition.op() {
-        Op::ScmpCmpEq => vec![
+    match condition.op {
+        Op::Equal => vec![
             load_high,
             Jump(EQUAL, high, To::Next, To::Fails),
             load_low,
             Jump(EQUAL, low, To::Next, To::Fails),
         ],
-        Op::ScmpCmpNe => vec![
+        Op::NotEqual => vec![
             load_high,
             Jump(EQUAL, high, To::Next, To::Holds),
             load_low,
             Jump(EQUAL, low, To::Fails, To::Next),
         ],
-        Op::ScmpCmpMaskedEq => {
-            let wanted = condition.value_two().unwrap_or(0);
+        Op::MaskedEqual => {
+            let wanted = condition.value_two;
             vec![
                 load_high,
                 Plain(AND, high),
@@ -328,12 +327,12 @@ fn steps(condition: &LinuxSeccompArg) -> Vec<Step> {
         }
         op => {
             // Greater in the high half decides; equal there leaves it to the low half.
-            let low_test = if matches!(op, Op::ScmpCmpGt | Op::ScmpCmpLe) {
+            let low_test = if matches!(op, Op::Greater | Op::AtMost) {
                 GREATER
             } else {
                 AT_LEAST
             };
-            let (above, below) = if matches!(op, Op::ScmpCmpGt | Op::ScmpCmpGe) {
+            let (above, below) = if matches!(op, Op::Greater | Op::AtLeast) {
                 (To::Holds, To::Fails)
             } else {
                 (To::Fails, To::Holds)

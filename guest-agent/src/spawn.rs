@@ -13,8 +13,6 @@ use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use hull_proto::ContainerStart;
-use oci_spec::runtime::{Process, Spec};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -28,8 +26,18 @@ use crate::namespaces::{self, Namespaces};
 use crate::process::{Becoming, Streams, become_command, set_oom_score};
 use crate::rootfs::{self, Covers};
 use crate::seccomp::Filter;
+use crate::spec::{Process, Spec};
 use crate::sys::{self, Forked};
 use crate::{report, tty};
+
+/// A container to make.
+#[derive(Debug)]
+pub(crate) struct Start {
+    /// Its spec.
+    pub(crate) spec: Spec,
+    /// Whether a minimal init comes before its command.
+    pub(crate) init: bool,
+}
 
 /// A process that was just made.
 #[derive(Debug)]
@@ -56,14 +64,14 @@ struct Ends {
 /// # Errors
 /// If it can't be made; what fails later comes over its line.
 pub(crate) fn first(
-    start: &ContainerStart,
+    start: &Start,
     process: &Process,
     namespaces: &Namespaces,
     cgroup: Option<&Cgroup>,
     filter: Option<Filter>,
 ) -> Result<Born, Fault> {
     let wanted = Wanted {
-        terminal: process.terminal() == Some(true),
+        terminal: process.terminal,
         pid_namespace: namespaces.pid_to_join()?,
         flags: namespaces.clone_flags(),
         cgroup: cgroup.map(Cgroup::directory),
@@ -92,7 +100,7 @@ pub(crate) fn another(container: &Container, process: &Process) -> Result<Born, 
     let copy = rustix::io::fcntl_dupfd_cloexec(pidfd, 3)
         .or_internal(|| "cannot copy the container's pidfd")?;
     let wanted = Wanted {
-        terminal: process.terminal() == Some(true),
+        terminal: process.terminal,
         pid_namespace: own_pids.then_some(copy),
         flags: 0,
         cgroup: container.cgroup().map(Cgroup::directory),
@@ -163,7 +171,7 @@ fn live(
 }
 
 fn become_first(
-    start: &ContainerStart,
+    start: &Start,
     process: &Process,
     namespaces: &Namespaces,
     filter: Option<Filter>,
@@ -241,7 +249,7 @@ fn streams_of(
 fn set_names(spec: &Spec, namespaces: &Namespaces) -> Result<(), Fault> {
     let own = namespaces.clone_flags() & u64::from(UnshareFlags::NEWUTS.bits()) != 0;
     let given = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
-    let (host, domain) = (given(spec.hostname()), given(spec.domainname()));
+    let (host, domain) = (given(&spec.hostname), given(&spec.domainname));
     if !own && (host.is_some() || domain.is_some()) {
         return Err(Fault::refused(
             "unable to set hostname without a private UTS namespace",
@@ -260,8 +268,7 @@ fn set_names(spec: &Spec, namespaces: &Namespaces) -> Result<(), Fault> {
 
 /// Writes sysctls through the guest's own /proc, while nothing of the container is in sight.
 fn set_sysctls(spec: &Spec) -> Result<(), Fault> {
-    let sysctls = spec.linux().iter().flat_map(|linux| linux.sysctl());
-    for (name, value) in sysctls.flatten() {
+    for (name, value) in &spec.linux.sysctl {
         let path = sysctl_path(name)
             .ok_or_else(|| Fault::refused(format!("no sysctl is named {name:?}")))?;
         fs::write(&path, value).or_refuse(|| format!("cannot set sysctl {name} to {value:?}"))?;

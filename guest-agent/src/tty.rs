@@ -7,7 +7,6 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use oci_spec::runtime::Process;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, major, minor};
 use rustix::io::Errno;
 use rustix::pty::OpenptFlags;
@@ -16,6 +15,7 @@ use rustix::termios::Winsize;
 use crate::fault::{Fault, Tried};
 use crate::mounts;
 use crate::resolve::{self, Target};
+use crate::spec::Process;
 
 /// `DEVPTS_SUPER_MAGIC` of linux/magic.h.
 const DEVPTS_MAGIC: i64 = 0x1cd1;
@@ -46,9 +46,9 @@ pub(crate) fn open(root: BorrowedFd<'_>, process: &Process) -> Result<Terminal, 
     rustix::pty::unlockpt(&master).or_refuse(what)?;
     let peer = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let slave = rustix::pty::ioctl_tiocgptpeer(&master, peer).or_refuse(what)?;
-    if let Some(size) = process.console_size() {
+    if let Some(size) = process.console_size {
         let cut = |value: u64| u16::try_from(value).unwrap_or(u16::MAX);
-        resize(slave.as_fd(), cut(size.height()), cut(size.width()));
+        resize(slave.as_fd(), cut(size.height), cut(size.width));
     }
     Ok(Terminal { master, slave })
 }

@@ -8,10 +8,10 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use oci_spec::runtime::User;
 use rustix::fs::{FileType, Mode, OFlags};
 
 use crate::fault::Fault;
+use crate::spec::User;
 
 /// Most bytes of a passwd or group file that are read.
 const MAX_FILE: u64 = 1024 * 1024;
@@ -55,19 +55,18 @@ struct Group<'a> {
 /// Refuses names without an entry and ids out of range.
 pub(crate) fn identify(user: &User) -> Result<Identity, Fault> {
     let passwd = read_capped(Path::new("/etc/passwd"));
-    let name = user.username().as_deref().unwrap_or("");
+    let name = user.username.as_deref().unwrap_or("");
     let mut identity = if name.is_empty() {
         Identity {
-            uid: user.uid(),
-            gid: user.gid(),
+            uid: user.uid,
+            gid: user.gid,
             groups: Vec::new(),
-            home: home_of(user.uid(), &passwd),
+            home: home_of(user.uid, &passwd),
         }
     } else {
         resolve(name, &passwd, &read_capped(Path::new("/etc/group")))?
     };
-    let more = user.additional_gids().iter().flatten();
-    identity.groups.extend(more);
+    identity.groups.extend(&user.additional_gids);
     Ok(identity)
 }
 

@@ -288,7 +288,7 @@ mod tests {
     fn a_spawn_round_trips_with_its_spec() {
         let spawn = Spawn::Container(Box::new(crate::ContainerStart {
             id: "c".into(),
-            spec: oci_spec::runtime::Spec::default(),
+            spec: crate::OciJson::write(&["a spec"]).unwrap(),
             init: true,
         }));
         let mut bytes = Vec::new();

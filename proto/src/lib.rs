@@ -19,7 +19,7 @@ mod process;
 
 pub use control::{ControlError, Hello, LineDecoder, Reply, Request, Setup, encode_line};
 pub use frame::{Decoder, Frame, FrameError, encode};
-pub use process::{ContainerStart, ExecStart, ExitStatus, Failure, FailureKind, Spawn};
+pub use process::{ContainerStart, ExecStart, ExitStatus, Failure, FailureKind, OciJson, Spawn};
 
 /// Version of everything in this crate. The monitor refuses an agent of another generation.
 pub const GENERATION: u16 = 1;

@@ -1,7 +1,8 @@
 //! The messages of process streams: what to start, and how it ended.
 
-use oci_spec::runtime::{Process, Spec};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 /// First frame of a process stream, said by the host.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -14,6 +15,36 @@ pub enum Spawn {
     Exec(Box<ExecStart>),
 }
 
+/// A document of the OCI runtime spec, passed on unread: what it may hold is between the plan
+/// that writes it and the agent that honours it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct OciJson(Box<RawValue>);
+
+impl OciJson {
+    /// Writes a document.
+    ///
+    /// # Errors
+    /// Only for values that JSON has no form of.
+    pub fn write<T: Serialize>(document: &T) -> Result<Self, serde_json::Error> {
+        serde_json::value::to_raw_value(document).map(Self)
+    }
+
+    /// Reads the document.
+    ///
+    /// # Errors
+    /// If it isn't what `T` expects.
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        serde_json::from_str(self.0.get())
+    }
+}
+
+impl PartialEq for OciJson {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.get() == other.0.get()
+    }
+}
+
 /// A container to create.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ContainerStart {
@@ -21,7 +52,7 @@ pub struct ContainerStart {
     pub id: String,
     /// The OCI runtime spec, with every path as the guest sees it (below
     /// [`crate::SHARES_DIR`] for the root and bind mounts).
-    pub spec: Spec,
+    pub spec: OciJson,
     /// Runs a minimal init as the container's process 1, which forwards signals to the
     /// command and reaps orphans, as `docker run --init` does.
     #[serde(default)]
@@ -34,7 +65,7 @@ pub struct ExecStart {
     /// The container's name.
     pub id: String,
     /// The process, as the OCI runtime spec describes one.
-    pub process: Process,
+    pub process: OciJson,
 }
 
 /// How a process ended: the last frame of its stream.

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use hull_proto::{
     ContainerStart, Decoder, ExecStart, ExitStatus, Failure, Frame, Hello, LineDecoder,
-    MAX_FROM_GUEST, Reply, Request, Spawn,
+    MAX_FROM_GUEST, OciJson, Reply, Request, Spawn,
 };
 use rustix::io::FdFlags;
 use serde_json::{Value, json};
@@ -160,7 +160,7 @@ impl Guest {
         let mut stream = self.connect();
         stream.send(&Frame::Spawn(Spawn::Container(Box::new(ContainerStart {
             id: id.into(),
-            spec: serde_json::from_value(spec).unwrap(),
+            spec: OciJson::write(&spec).unwrap(),
             init,
         }))));
         stream
@@ -181,7 +181,7 @@ impl Guest {
         let mut stream = self.connect();
         stream.send(&Frame::Spawn(Spawn::Exec(Box::new(ExecStart {
             id: id.into(),
-            process: serde_json::from_value(process).unwrap(),
+            process: OciJson::write(&process).unwrap(),
         }))));
         stream
     }
