@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hull_proto::{ExecStart, Frame, Spawn};
+use hull_proto::{ExecStart, Frame, FrameError, OciJson, Spawn};
 use jiff::Timestamp;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
@@ -25,7 +25,7 @@ use crate::request::ExecRequest;
 use crate::rotate::older;
 use crate::state::{ExitRecord, Status};
 use crate::store::{Entry, Store};
-use crate::stream::ProcessStream;
+use crate::stream::{ProcessStream, StreamError};
 use crate::sys;
 
 const SIGKILL: u8 = 9;
@@ -167,7 +167,8 @@ impl Container {
         let stream = ProcessStream::new(stream).map_err(failed)?;
         stream.send(&Frame::Spawn(Spawn::Exec(Box::new(ExecStart {
             id: self.plan.id.clone(),
-            process,
+            process: OciJson::write(&process)
+                .map_err(|error| StreamError::from(FrameError::from(error)))?,
         }))))?;
         Ok(stream)
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hull_proto::{
     ContainerStart, ControlError, Decoder, Failure, Frame, FrameError, GENERATION, Hello,
-    LineDecoder, MAX_FROM_GUEST, PROCESS_PORT, Reply, Request, Setup, Spawn, encode_line,
+    LineDecoder, MAX_FROM_GUEST, OciJson, PROCESS_PORT, Reply, Request, Setup, Spawn, encode_line,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::de::DeserializeOwned;
@@ -134,7 +134,7 @@ pub(super) fn spawn(guest: &dyn Guest, plan: &Plan, limit: Duration) -> Result<S
     let mut peer = Peer::new(guest.connect(PROCESS_PORT)?)?;
     peer.send_frame(&Frame::Spawn(Spawn::Container(Box::new(ContainerStart {
         id: plan.id.clone(),
-        spec: plan.spec.clone(),
+        spec: OciJson::write(&plan.spec).map_err(FrameError::from)?,
         init: plan.init,
     }))));
     let mut decoder = Decoder::new(MAX_FROM_GUEST);
