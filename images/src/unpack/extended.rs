@@ -139,8 +139,8 @@ mod tests {
 
     #[test]
     fn records_are_understood() {
-        let all = b"12 path=a/b\n15 linkpath=/c\n12 size=123\n20 mtime=1.500000000\n\
-            25 SCHILY.xattr.user.x=\ny\n11 other=1\n";
+        let all = b"12 path=a/b\n15 linkpath=/c\n12 size=123\n21 mtime=1.500000000\n\
+            26 SCHILY.xattr.user.x=\ny\n11 other=1\n";
         let extended = parse(all).unwrap();
         assert_eq!(extended.path.as_deref(), Some(&b"a/b"[..]));
         assert_eq!(extended.link.as_deref(), Some(&b"/c"[..]));

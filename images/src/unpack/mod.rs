@@ -13,6 +13,9 @@ mod stream;
 mod tar;
 mod tree;
 
+#[cfg(test)]
+mod tests;
+
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};

@@ -189,37 +189,18 @@ impl<'l, R: Read> Archive<'l, R> {
             }
             None => (stored, None),
         };
-        let field =
-            |value: std::io::Result<u64>| value.map_err(|_| malformed("a field is no number"));
-        let id = |value: u64| match u32::try_from(value) {
-            // The last one means "leave as it is" to chown(2).
-            Ok(id) if id != u32::MAX => Ok(id),
-            _ => Err(malformed("an owner's ID is out of range")),
-        };
-        let seconds = || field(header.mtime()).map(|s| (i64::try_from(s).unwrap_or(0), 0));
-        let number = |value: std::io::Result<Option<u32>>| {
-            value
-                .map(Option::unwrap_or_default)
-                .map_err(|_| malformed("a device is no number"))
-        };
-        let device = match kind {
-            Kind::CharDevice | Kind::BlockDevice => (
-                number(header.device_major())?,
-                number(header.device_minor())?,
-            ),
-            _ => (0, 0),
-        };
+        let fields = Fields::read(header, &extended, kind).map_err(malformed)?;
         Ok(Entry {
             name,
             link: link.unwrap_or_default(),
             kind,
             size,
             segments,
-            mode: field(header.mode().map(u64::from))? as u32 & 0o7777,
-            uid: id(extended.uid.map_or_else(|| field(header.uid()), Ok)?)?,
-            gid: id(extended.gid.map_or_else(|| field(header.gid()), Ok)?)?,
-            mtime: extended.mtime.map_or_else(seconds, Ok)?,
-            device,
+            mode: fields.mode,
+            uid: fields.uid,
+            gid: fields.gid,
+            mtime: fields.mtime,
+            device: fields.device,
             xattrs: extended.xattrs,
         })
     }
@@ -329,6 +310,51 @@ impl<'l, R: Read> Archive<'l, R> {
 impl Pending {
     fn is_empty(&self) -> bool {
         self.name.is_none() && self.link.is_none() && self.extended.is_none()
+    }
+}
+
+/// The numbers of one entry.
+struct Fields {
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    mtime: (i64, u32),
+    device: (u32, u32),
+}
+
+impl Fields {
+    fn read(
+        header: &Header,
+        extended: &Extended,
+        kind: Kind,
+    ) -> std::result::Result<Self, &'static str> {
+        let number = |value: std::io::Result<u64>| value.map_err(|_| "a field is not a number");
+        let id = |value: u64| match u32::try_from(value) {
+            // The last one means "leave as it is" to chown(2).
+            Ok(id) if id != u32::MAX => Ok(id),
+            _ => Err("an owner's ID is out of range"),
+        };
+        let device = |value: std::io::Result<Option<u32>>| {
+            value
+                .map(Option::unwrap_or_default)
+                .map_err(|_| "a device's number is not one")
+        };
+        Ok(Self {
+            mode: header.mode().map_err(|_| "its mode is not a number")? & 0o7777,
+            uid: id(extended.uid.map_or_else(|| number(header.uid()), Ok)?)?,
+            gid: id(extended.gid.map_or_else(|| number(header.gid()), Ok)?)?,
+            mtime: match extended.mtime {
+                Some(time) => time,
+                None => (i64::try_from(number(header.mtime())?).unwrap_or(0), 0),
+            },
+            device: match kind {
+                Kind::CharDevice | Kind::BlockDevice => (
+                    device(header.device_major())?,
+                    device(header.device_minor())?,
+                ),
+                _ => (0, 0),
+            },
+        })
     }
 }
 

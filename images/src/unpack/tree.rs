@@ -205,6 +205,7 @@ impl<'l> Tree<'l> {
                 Err(errno) => return Err(failed("make the directory of", name)(errno)),
             }
             let made = open_directory(&handle, last).map_err(failed("open directory of", name))?;
+            self.check_depth(&made, name)?;
             if let Some(stat) = self.attributes_below(here) {
                 self.set_attributes(&made, &stat, name)?;
                 set_times(&made, stat.mtime).map_err(failed("set times of", name))?;
