@@ -61,6 +61,9 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     /// Show Hull's version
     Version,
+    /// Hold a detached command's stream, given as stdin
+    #[command(name = crate::exec::HOLD, hide = true)]
+    HoldStream,
 }
 
 /// Several containers.

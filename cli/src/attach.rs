@@ -3,7 +3,7 @@
 use hull_sandbox::Engine;
 
 use crate::args::AttachArgs;
-use crate::failure::Coded;
+use crate::failure::{Coded, exit_code};
 use crate::foreground::{self, Given};
 use crate::relay::End;
 use crate::signals::{PIPE, Signals};
@@ -20,7 +20,7 @@ pub(crate) fn attach(engine: &Engine, args: &AttachArgs) -> anyhow::Result<u8> {
     let mut signals = Signals::catch()?;
     let stream = container.attach(given.stdin)?;
     match foreground::relay_process(stream, given, &args.keys, &mut signals)? {
-        End::Exited(status) => Ok(u8::try_from(status.code()).unwrap_or(u8::MAX)),
+        End::Exited(status) => Ok(exit_code(status)),
         End::Failed(failure) => Err(Coded::hull(failure.message).into()),
         End::Lost => Ok(container.wait()?.code),
         End::Detached => Ok(0),

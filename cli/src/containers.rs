@@ -45,7 +45,7 @@ pub(crate) fn ps(engine: &Engine, args: &PsArgs) -> anyhow::Result<u8> {
         let status = match container.status() {
             Ok(status) => status,
             // It went while we looked.
-            Err(EngineError::NotFound(_)) => continue,
+            Err(EngineError::Store(error)) if error.is_missing() => continue,
             Err(error) => return Err(error.into()),
         };
         let live = matches!(status, Status::Starting | Status::Running(_));
@@ -207,7 +207,7 @@ pub(crate) fn kill(engine: &Engine, args: &KillArgs) -> anyhow::Result<u8> {
 pub(crate) fn rm(engine: &Engine, args: &RmArgs) -> anyhow::Result<u8> {
     each(&args.containers, |name| match engine.find(name) {
         // What is asked for is so already, which force takes for success.
-        Err(error @ EngineError::NotFound(_)) if args.force => {
+        Err(EngineError::Store(error)) if error.is_missing() && args.force => {
             report_one(&error.into());
             Ok(None)
         }

@@ -4,6 +4,7 @@
 
 use std::io::{self, Write, stderr};
 
+use hull_proto::ExitStatus;
 use hull_sandbox::{CODE_HULL_FAILED, EngineError, FailureClass, StartFailure};
 
 use crate::args::Command;
@@ -43,6 +44,11 @@ impl Coded {
             message,
         }
     }
+}
+
+/// The code of a process that ended: its own, or 128 + signal.
+pub(crate) fn exit_code(status: ExitStatus) -> u8 {
+    u8::try_from(status.code()).unwrap_or(u8::MAX)
 }
 
 /// Prints `error` and its causes, and returns the exit code.
@@ -134,7 +140,7 @@ mod tests {
             (start(FailureClass::NotFound).context("around it"), 127),
             (Coded::exec(FailureClass::Refused, "no".into()).into(), 126),
             (Coded::hull("no").into(), 125),
-            (EngineError::NotFound("x".into()).into(), 1),
+            (EngineError::NotRunning("x".into()).into(), 1),
         ] {
             assert_eq!(super::code(&error, 1), code, "{error:?}");
         }

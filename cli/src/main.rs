@@ -87,6 +87,7 @@ fn dispatch(command: Command) -> anyhow::Result<u8> {
         Command::Rmi(args) => images::remove(&engine, &args),
         Command::Doctor(args) => doctor::doctor(&engine, &args),
         Command::Version => version(),
+        Command::HoldStream => exec::hold(),
     }
 }
 

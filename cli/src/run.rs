@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use crate::args::RunArgs;
-use crate::failure::Coded;
+use crate::failure::{Coded, exit_code};
 use crate::foreground::{self, Given};
 use crate::images;
 use crate::relay::End;
@@ -72,11 +72,8 @@ fn run_foreground(
         Started::Interrupted(signal) => return Ok(128 + signal),
     };
     match foreground::relay_process(stream, given, &args.keys, &mut signals)? {
-        End::Exited(status) => {
-            // The command's code is known; what is waited for is that nothing of it is left.
-            let code = u8::try_from(status.code()).unwrap_or(u8::MAX);
-            Ok(container.wait().map_or(code, |record| record.code))
-        }
+        // Said last: by now its record is complete, or it is gone.
+        End::Exited(status) => Ok(exit_code(status)),
         End::Failed(failure) => Err(Coded {
             code: hull_sandbox::FailureClass::from(failure.kind).run_code(),
             message: failure.message,
