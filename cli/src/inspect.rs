@@ -1,8 +1,10 @@
 //! `hull inspect`: everything known of containers, in the shape that Docker's has.
 
+mod shape;
+
 use std::io::{Write, stdout};
 
-use hull_sandbox::Engine;
+use hull_sandbox::{Engine, EngineError};
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::ser::{PrettyFormatter, Serializer};
@@ -20,7 +22,7 @@ pub(crate) fn inspect(engine: &Engine, args: &InspectArgs) -> anyhow::Result<u8>
     let mut found = Vec::new();
     let mut code = 0;
     for name in &args.containers.names {
-        match engine.find(name).and_then(|container| container.inspect()) {
+        match look(engine, name) {
             Ok(value) => found.push(value),
             Err(error) => {
                 report_one(&error.into());
@@ -39,6 +41,18 @@ pub(crate) fn inspect(engine: &Engine, args: &InspectArgs) -> anyhow::Result<u8>
         (None, false) => out.write_all(&pretty(&Value::Array(found))?)?,
     }
     Ok(code)
+}
+
+fn look(engine: &Engine, name: &str) -> Result<Value, EngineError> {
+    let container = engine.find(name)?;
+    let known = container.inspect()?;
+    let status = container.status()?;
+    Ok(shape::describe(
+        container.plan(),
+        &status,
+        &known["monitor"],
+        &known["directory"],
+    ))
 }
 
 /// JSON with four spaces a level, as Docker prints it.

@@ -1,0 +1,178 @@
+//! What `docker inspect` would say of a container, and under `Hull` what only a micro-VM has.
+
+use std::path::Path;
+
+use hull_sandbox::{Export, ExportSource, Plan, PlannedRoot, Status, signal_name};
+use serde_json::{Value, json};
+
+/// What Docker writes for a time that hasn't come.
+const NEVER: &str = "0001-01-01T00:00:00Z";
+
+/// The whole object. `monitor` is what a live monitor says of itself, `directory` where the
+/// container's files lie.
+pub(super) fn describe(plan: &Plan, status: &Status, monitor: &Value, directory: &Value) -> Value {
+    let command = plan.command();
+    json!({
+        "Id": plan.id,
+        "Created": plan.created_at.to_string(),
+        "Path": command.first(),
+        "Args": command.get(1..).unwrap_or_default(),
+        "State": state(status),
+        "Image": plan.image.as_ref().map(|image| &image.id),
+        "Name": format!("/{}", plan.name),
+        "HostConfig": host_config(plan),
+        "Mounts": mounts(plan),
+        "Config": config(plan),
+        "NetworkSettings": { "Networks": {} },
+        "Hull": hull(plan, status, monitor, directory),
+    })
+}
+
+fn state(status: &Status) -> Value {
+    let (word, pid) = match status {
+        Status::Created => ("created", 0),
+        Status::Starting => ("starting", 0),
+        Status::Running(running) => ("running", running.monitor_pid),
+        Status::Exited(_) => ("exited", 0),
+    };
+    let exit = match status {
+        Status::Exited(exit) => Some(exit),
+        _ => None,
+    };
+    let started = match status {
+        Status::Running(running) => Some(running.started_at),
+        _ => exit.and_then(|exit| exit.started_at),
+    };
+    let time = |time: Option<jiff::Timestamp>| time.map_or_else(|| NEVER.into(), |t| t.to_string());
+    json!({
+        "Status": word,
+        "Running": matches!(status, Status::Running(_)),
+        "Paused": false,
+        "Restarting": false,
+        "OOMKilled": exit.is_some_and(|exit| exit.oom),
+        "Dead": false,
+        "Pid": pid,
+        "ExitCode": exit.map_or(0, |exit| exit.code),
+        "Error": exit.and_then(|exit| exit.error.as_deref()).unwrap_or_default(),
+        "StartedAt": time(started),
+        "FinishedAt": time(exit.map(|exit| exit.finished_at)),
+    })
+}
+
+fn host_config(plan: &Plan) -> Value {
+    let root = plan.spec.root().as_ref();
+    let cpus = plan
+        .vm
+        .cpu_quota
+        .unwrap_or_else(|| f64::from(plan.vm.vcpus));
+    json!({
+        "AutoRemove": plan.auto_remove,
+        "Binds": binds(plan),
+        "Init": plan.init,
+        "Memory": plan.vm.memory_bytes,
+        // At most 32 processors, so far inside what both number types hold.
+        "NanoCpus": (cpus * 1e9).round() as u64,
+        "NetworkMode": "none",
+        "ReadonlyRootfs": root.and_then(|root| root.readonly()).unwrap_or_default(),
+        "Runtime": "hull",
+    })
+}
+
+fn config(plan: &Plan) -> Value {
+    let process = plan.spec.process().as_ref();
+    let user = process.map(|process| {
+        let user = process.user();
+        format!("{}:{}", user.uid(), user.gid())
+    });
+    json!({
+        "Hostname": plan.hostname,
+        "User": user,
+        "Tty": plan.tty,
+        "OpenStdin": plan.interactive,
+        "Env": process.and_then(|process| process.env().as_deref()).unwrap_or_default(),
+        "Cmd": plan.command(),
+        "Image": plan.image.as_ref().map(|image| &image.reference),
+        "WorkingDir": process.map(|process| process.cwd()),
+        "Labels": plan.labels,
+        "StopSignal": signal_name(plan.stop_signal),
+        "StopTimeout": plan.stop_timeout_s,
+    })
+}
+
+/// Volumes as `-v` would have them.
+fn binds(plan: &Plan) -> Vec<String> {
+    let bind = |(export, target): (&Export, &Path)| {
+        let source = source(export)?;
+        let mode = if export.read_only { "ro" } else { "rw" };
+        Some(format!("{source}:{}:{mode}", target.display()))
+    };
+    volumes(plan).filter_map(bind).collect()
+}
+
+fn mounts(plan: &Plan) -> Vec<Value> {
+    let mount = |(export, target): (&Export, &Path)| {
+        let source = source(export);
+        json!({
+            "Type": if source.is_some() { "bind" } else { "volume" },
+            "Source": source.unwrap_or_default(),
+            "Destination": target,
+            "Mode": if export.read_only { "ro" } else { "" },
+            "RW": !export.read_only,
+        })
+    };
+    volumes(plan).map(mount).collect()
+}
+
+/// The host's path, unless the volume is the container's own.
+fn source(export: &Export) -> Option<String> {
+    match &export.source {
+        ExportSource::Directory(path) | ExportSource::File(path) => {
+            Some(path.display().to_string())
+        }
+        ExportSource::Anonymous(_) | ExportSource::Identity => None,
+    }
+}
+
+/// Exports that are volumes, each with its place in the container.
+fn volumes(plan: &Plan) -> impl Iterator<Item = (&Export, &Path)> {
+    let mounts = plan.spec.mounts().as_deref().unwrap_or_default();
+    let exports = plan.exports.iter();
+    let exports = exports.filter(|export| !matches!(export.source, ExportSource::Identity));
+    exports.filter_map(move |export| {
+        let guest_path = Path::new(hull_proto::SHARES_DIR).join(&export.name);
+        let is_its = |source: &std::path::PathBuf| source.starts_with(&guest_path);
+        let mount = mounts
+            .iter()
+            .find(|mount| mount.source().as_ref().is_some_and(is_its))?;
+        Some((export, mount.destination().as_path()))
+    })
+}
+
+fn hull(plan: &Plan, status: &Status, monitor: &Value, directory: &Value) -> Value {
+    let running = match status {
+        Status::Running(running) => Some(running),
+        _ => None,
+    };
+    let root = match &plan.root {
+        PlannedRoot::Overlay(layers) => json!({ "Layers": layers }),
+        PlannedRoot::Directory(path) => json!({ "Directory": path }),
+    };
+    json!({
+        "Vcpus": plan.vm.vcpus,
+        "CpuQuota": plan.vm.cpu_quota,
+        "MemoryBytes": plan.vm.memory_bytes,
+        "Kernel": running.map(|running| &running.kernel),
+        "KernelImage": plan.vm.kernel,
+        "KernelCommandLine": plan.vm.cmdline,
+        "Debug": plan.vm.debug,
+        "MonitorPid": running.map(|running| running.monitor_pid),
+        "GuestPid": running.map(|running| running.guest_pid),
+        "AttachedClients": monitor["attached"],
+        "Jail": monitor["jail"],
+        "Root": root,
+        "StateDirectory": directory,
+    })
+}
+
+#[cfg(test)]
+mod tests;
