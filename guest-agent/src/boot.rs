@@ -70,22 +70,25 @@ const MOUNTS: &[Own] = &[
 ];
 
 /// Makes descriptors 0 to 2 valid: without a console the kernel leaves them closed, and the next
-/// thing opened would be taken for standard error.
-pub(crate) fn fill_standard_streams() {
+/// thing opened would be taken for standard error. Says whether it had to.
+pub(crate) fn fill_standard_streams() -> bool {
+    let mut filled = false;
     while !sys::is_open(2) {
         // Nothing but `/` is sure to exist.
         match rustix::fs::open(c"/", OFlags::PATH, Mode::empty()) {
             Ok(fd) => std::mem::forget(fd),
-            Err(_) => return,
+            Err(_) => return true,
         }
+        filled = true;
     }
+    filled
 }
 
 /// Mounts what the guest's programs expect. Comes after the hello.
 ///
 /// # Errors
 /// What is missing, if a guest without it is of no use.
-pub(crate) fn furnish() -> Result<(), Fault> {
+pub(crate) fn furnish(mute: bool) -> Result<(), Fault> {
     stand_on_a_mount().or_internal(|| "cannot mount over the boot's root")?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     for own in MOUNTS {
@@ -99,6 +102,9 @@ pub(crate) fn furnish() -> Result<(), Fault> {
             }
         }
     }
+    if mute {
+        find_voice();
+    }
     sys::loopback_up().or_internal(|| "cannot bring up the loopback interface")?;
     let files = Rlimit {
         current: Some(1_048_576),
@@ -106,6 +112,17 @@ pub(crate) fn furnish() -> Result<(), Fault> {
     };
     rustix::process::setrlimit(Resource::Nofile, files)
         .or_internal(|| "cannot raise the limit of open files")
+}
+
+/// Opens the console for what the agent has to say, or nothing if there is none.
+fn find_voice() {
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let open = |path: &str| rustix::fs::open(path, flags, Mode::empty());
+    if let Ok(voice) = open("/dev/console").or_else(|_| open("/dev/null")) {
+        for number in 0..3 {
+            let _ = sys::place(voice.as_fd(), number);
+        }
+    }
 }
 
 /// Mounts a copy of the root over itself. The boot's own root has no parent, and pivot_root(2),
@@ -138,6 +155,18 @@ pub(crate) fn find_cgroups() -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_mount_of_the_table_can_be_made() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIP: making mounts takes root");
+            return;
+        }
+        for own in MOUNTS {
+            let made = mounts::new_file_system(own.kind, own.kind, &Options::parse(own.options));
+            made.unwrap_or_else(|errno| panic!("{}: {errno}", own.target));
+        }
+    }
 
     #[test]
     fn a_mount_comes_after_the_one_it_lies_in() {

@@ -16,7 +16,7 @@ use crate::log::say;
 use crate::namespaces::Namespaces;
 use crate::seccomp::Filter;
 use crate::spawn::{self, Born, Start};
-use crate::spec::Resources;
+use crate::spec::{Process, Resources};
 use crate::sys;
 
 /// Longest name of a container, in bytes.
@@ -94,6 +94,9 @@ impl Containers {
             .process
             .as_ref()
             .ok_or_else(|| Fault::refused("the spec names no process"))?;
+        if let Some(field) = process.unsupported().or(spec.linux.unsupported()) {
+            return Err(Fault::refused(format!("{field} is not supported")));
+        }
         let namespaces = Namespaces::of(&spec.linux)?;
         let filter = spec.linux.seccomp.as_ref().map(Filter::of).transpose()?;
         let cgroup = self.make_cgroup(&start.id, &spec.linux.resources)?;
@@ -104,20 +107,18 @@ impl Containers {
             cgroup.as_ref(),
             filter.clone(),
         );
-        let born = match born {
+        let (born, pidfd) = match born {
             Ok(born) => born,
             Err(fault) => {
                 self.leftover.extend(cgroup);
                 return Err(fault);
             }
         };
-        let copy = rustix::io::fcntl_dupfd_cloexec(&born.pidfd, 3)
-            .map_err(|_| Fault::internal("cannot copy a pidfd"))?;
         self.all.insert(
             start.id.clone(),
             Container {
                 first: born.pid,
-                pidfd: copy,
+                pidfd,
                 cgroup,
                 enter: namespaces.to_enter(),
                 own_pids: namespaces.has_pid(),
@@ -173,7 +174,11 @@ impl Containers {
             .get(&start.id)
             .filter(|container| container.runs)
             .ok_or_else(|| Fault::refused(format!("container {} is not running", start.id)))?;
-        spawn::another(container, &read(&start.process)?)
+        let process: Process = read(&start.process)?;
+        if let Some(field) = process.unsupported() {
+            return Err(Fault::refused(format!("{field} is not supported")));
+        }
+        spawn::another(container, &process)
     }
 
     /// Notes that the container's command runs.
@@ -221,6 +226,14 @@ impl Containers {
         {
             group.kill();
             self.leftover.push(group);
+        }
+    }
+
+    /// Kills every container.
+    pub(crate) fn kill_all(&self) {
+        for (name, container) in &self.all {
+            self.signal_all(name, libc::SIGKILL);
+            let _ = sys::kill(container.first.as_raw_nonzero().get(), libc::SIGKILL);
         }
     }
 

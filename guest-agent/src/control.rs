@@ -45,15 +45,17 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Says hello on a stream that was just connected. `owns_guest` is false where the agent
-    /// isn't PID 1: it then changes nothing outside of containers.
+    /// Says hello on a stream that was just connected, for an agent that began at `awake`.
+    /// `owns_guest` is false where the agent isn't PID 1: it then changes nothing outside of
+    /// containers.
     ///
     /// # Errors
     /// If the stream is closed already.
-    pub(crate) fn open(stream: OwnedFd, owns_guest: bool) -> Result<Self, Fault> {
+    pub(crate) fn open(stream: OwnedFd, owns_guest: bool, awake: Instant) -> Result<Self, Fault> {
         let hello = Hello {
             generation: GENERATION,
             kernel: rustix::system::uname().release().to_string_lossy().into(),
+            awake_ns: u64::try_from(awake.elapsed().as_nanos()).unwrap_or(u64::MAX),
         };
         let control = Self {
             stream,

@@ -39,6 +39,7 @@ mod user;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use hull_proto::{CONTROL_PORT, PROCESS_PORT};
 use rustix::mount::MountPropagationFlags;
@@ -74,14 +75,15 @@ fn start() -> i32 {
 }
 
 fn run_guest() -> Result<(), Fault> {
-    boot::fill_standard_streams();
+    let awake = Instant::now();
+    let mute = boot::fill_standard_streams();
     let signals = sys::child_signals().or_internal(|| "cannot watch for signals")?;
     let listener = sys::vsock_listen(PROCESS_PORT)
         .or_internal(|| format!("cannot listen on vsock port {PROCESS_PORT}"))?;
     let stream = sys::vsock_dial_host(CONTROL_PORT)
         .or_internal(|| format!("cannot dial the host's vsock port {CONTROL_PORT}"))?;
-    let mut control = Control::open(stream, true)?;
-    if let Err(flaw) = boot::furnish() {
+    let mut control = Control::open(stream, true, awake)?;
+    if let Err(flaw) = boot::furnish(mute) {
         say(&flaw);
         control.set_flaw(flaw);
     }
@@ -106,6 +108,7 @@ fn stop_guest() {
 }
 
 fn run_elsewhere() -> Result<(), Fault> {
+    let awake = Instant::now();
     let (listener, stream) = inherited_sockets()?;
     let signals = sys::child_signals().or_internal(|| "cannot watch for signals")?;
     sys::unshare(UnshareFlags::NEWNS).or_refuse(|| "cannot make a mount namespace")?;
@@ -113,10 +116,13 @@ fn run_elsewhere() -> Result<(), Fault> {
     rustix::mount::mount_change(c"/", private).or_refuse(|| "cannot make mounts private")?;
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .or_internal(|| "cannot adopt orphans")?;
-    let control = Control::open(stream, false)?;
+    let control = Control::open(stream, false, awake)?;
     hide_memory();
     let containers = Containers::new(boot::find_cgroups().map(PathBuf::from));
-    Server::new(signals, listener, control, containers).run()
+    let mut server = Server::new(signals, listener, control, containers);
+    let result = server.run();
+    server.end_all();
+    result
 }
 
 fn inherited_sockets() -> Result<(OwnedFd, OwnedFd), Fault> {

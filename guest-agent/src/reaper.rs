@@ -1,6 +1,7 @@
 //! The only place that waits for processes.
 //!
-//! Owns: reaping every child and every orphan, and how each ended. Refuses: to wait for one.
+//! Owns: reaping every child and every orphan, and how each ended. Refuses: to hold up the loop;
+//! only at the agent's own end is anything waited for.
 
 use hull_proto::ExitStatus;
 use rustix::io::Errno;
@@ -14,6 +15,17 @@ pub(crate) fn reap() -> Vec<(Pid, ExitStatus)> {
             Ok(Some((pid, status))) => ended.push((pid, status_of(status))),
             Err(Errno::INTR) => {}
             Ok(None) | Err(_) => return ended,
+        }
+    }
+}
+
+/// Waits for the next process to end; `None` once there is none left.
+pub(crate) fn wait() -> Option<(Pid, ExitStatus)> {
+    loop {
+        match rustix::process::wait(WaitOptions::empty()) {
+            Ok(Some((pid, status))) => return Some((pid, status_of(status))),
+            Err(Errno::INTR) => {}
+            Ok(None) | Err(_) => return None,
         }
     }
 }

@@ -63,11 +63,23 @@ impl Server {
         }
     }
 
+    /// Ends every container and waits until all are gone.
+    pub(crate) fn end_all(&mut self) {
+        self.containers.kill_all();
+        while let Some((pid, _)) = reaper::wait() {
+            self.containers.ended(pid);
+        }
+        self.containers.sweep();
+    }
+
     /// Runs until the host wants the guest to stop.
     ///
     /// # Errors
     /// If descriptors can't be waited for at all.
     pub(crate) fn run(&mut self) -> Result<(), Fault> {
+        // A stream that is gone again before it is accepted must not hold the loop.
+        rustix::io::ioctl_fionbio(&self.listener, true)
+            .or_internal(|| "cannot listen without waiting")?;
         loop {
             let events = self.wait()?;
             for (token, flags) in events {

@@ -44,8 +44,6 @@ pub(crate) struct Start {
 pub(crate) struct Born {
     /// Its id, as the agent sees it.
     pub(crate) pid: Pid,
-    /// A descriptor for it.
-    pub(crate) pidfd: OwnedFd,
     /// Where it reports.
     pub(crate) line: OwnedFd,
     /// The agent's ends of its stdin, stdout and stderr; none if it has a terminal.
@@ -59,7 +57,7 @@ struct Ends {
     pipes: Option<[OwnedFd; 3]>,
 }
 
-/// Makes the first process of a container.
+/// Makes the first process of a container, and opens it.
 ///
 /// # Errors
 /// If it can't be made; what fails later comes over its line.
@@ -69,7 +67,7 @@ pub(crate) fn first(
     namespaces: &Namespaces,
     cgroup: Option<&Cgroup>,
     filter: Option<Filter>,
-) -> Result<Born, Fault> {
+) -> Result<(Born, OwnedFd), Fault> {
     let wanted = Wanted {
         terminal: process.terminal,
         pid_namespace: namespaces.pid_to_join()?,
@@ -77,7 +75,7 @@ pub(crate) fn first(
         cgroup: cgroup.map(Cgroup::directory),
         keep: None,
     };
-    let born = birth(&wanted, |ends| {
+    let (born, pidfd) = birth(&wanted, |ends| {
         become_first(start, process, namespaces, filter, ends)
     })?;
     if namespaces.has_user() {
@@ -87,7 +85,7 @@ pub(crate) fn first(
         rustix::net::send(&born.line, b"go", SendFlags::NOSIGNAL)
             .or_internal(|| "cannot let the process go on")?;
     }
-    Ok(born)
+    Ok((born, pidfd))
 }
 
 /// Makes another process in a container that runs.
@@ -106,7 +104,7 @@ pub(crate) fn another(container: &Container, process: &Process) -> Result<Born, 
         cgroup: container.cgroup().map(Cgroup::directory),
         keep: Some(pidfd.as_fd()),
     };
-    birth(&wanted, |ends| become_another(container, process, ends))
+    birth(&wanted, |ends| become_another(container, process, ends)).map(|(born, _)| born)
 }
 
 struct Wanted<'a> {
@@ -120,7 +118,7 @@ struct Wanted<'a> {
 fn birth(
     wanted: &Wanted<'_>,
     child: impl FnOnce(Ends) -> Result<Infallible, Fault>,
-) -> Result<Born, Fault> {
+) -> Result<(Born, OwnedFd), Fault> {
     let (line, childs_line) = report::line().or_internal(|| "cannot make the report line")?;
     let (pipes, childs_pipes) = if wanted.terminal {
         (None, None)
@@ -134,12 +132,7 @@ fn birth(
     };
     let target = wanted.pid_namespace.as_ref();
     match namespaces::fork_into(target, wanted.flags, wanted.cgroup)? {
-        Forked::Parent(pid, pidfd) => Ok(Born {
-            pid,
-            pidfd,
-            line,
-            pipes,
-        }),
+        Forked::Parent(pid, pidfd) => Ok((Born { pid, line, pipes }, pidfd)),
         Forked::Child => {
             let ends = Ends {
                 line: childs_line,
@@ -186,8 +179,9 @@ fn become_first(
             return Err(Fault::internal("the ids were not mapped"));
         }
     }
-    namespaces.enter()?;
+    // Before the ids change: the file is the guest's root's.
     set_oom_score(process)?;
+    namespaces.enter()?;
     let root = rootfs::bind_root(spec)?;
     rootfs::furnish(root.as_fd(), spec)?;
     let streams = streams_of(&ends.line, ends.pipes, root.as_fd(), process, true)?;

@@ -1,13 +1,15 @@
 //! The part of the OCI runtime spec (1.2, config.md and config-linux.md) that the agent honours.
 //!
 //! Owns: reading a container's or a process's JSON into plain data. Refuses: values of a known
-//! field that it doesn't know. Fields that mean nothing in a guest of its own are passed over:
+//! field that it doesn't know, and what the agent can't do though a guest could. Fields that mean nothing in a guest of its own are passed over:
 //! hooks and annotations (the host's), security labels (no such modules here), the device list of
-//! the cgroup (the guest has only its own devices).
+//! the cgroup (the guest has only its own devices), the root's propagation (all mounts of a guest
+//! are private).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
 
 /// A container.
@@ -64,6 +66,22 @@ pub(crate) struct Process {
     #[serde(deserialize_with = "or_empty")]
     pub(crate) no_new_privileges: bool,
     pub(crate) oom_score_adj: Option<i32>,
+    scheduler: Option<IgnoredAny>,
+    io_priority: Option<IgnoredAny>,
+    #[serde(rename = "execCPUAffinity")]
+    exec_cpu_affinity: Option<IgnoredAny>,
+}
+
+impl Process {
+    /// The first field that is set and can't be honoured.
+    pub(crate) fn unsupported(&self) -> Option<&'static str> {
+        let fields = [
+            ("scheduler", self.scheduler.is_some()),
+            ("ioPriority", self.io_priority.is_some()),
+            ("execCPUAffinity", self.exec_cpu_affinity.is_some()),
+        ];
+        first_set(&fields)
+    }
 }
 
 /// A terminal's size in characters.
@@ -131,6 +149,23 @@ pub(crate) struct Linux {
     pub(crate) masked_paths: Vec<String>,
     #[serde(deserialize_with = "or_empty")]
     pub(crate) readonly_paths: Vec<String>,
+    personality: Option<IgnoredAny>,
+    time_offsets: Option<IgnoredAny>,
+    memory_policy: Option<IgnoredAny>,
+    intel_rdt: Option<IgnoredAny>,
+}
+
+impl Linux {
+    /// The first field that is set and can't be honoured.
+    pub(crate) fn unsupported(&self) -> Option<&'static str> {
+        let fields = [
+            ("personality", self.personality.is_some()),
+            ("timeOffsets", self.time_offsets.is_some()),
+            ("memoryPolicy", self.memory_policy.is_some()),
+            ("intelRdt", self.intel_rdt.is_some()),
+        ];
+        first_set(&fields)
+    }
 }
 
 /// A namespace: a new one, or the one at a path.
@@ -342,6 +377,11 @@ pub(crate) enum Operator {
     Greater,
     #[serde(rename = "SCMP_CMP_MASKED_EQ")]
     MaskedEqual,
+}
+
+fn first_set(fields: &[(&'static str, bool)]) -> Option<&'static str> {
+    let set = fields.iter().find(|(_, is_set)| *is_set);
+    set.map(|(name, _)| *name)
 }
 
 /// `null`, as Go writes what is empty, is empty.
