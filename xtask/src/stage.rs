@@ -24,10 +24,21 @@ const AGENT_FLAGS: &str = "-C target-feature=+crt-static -C relocation-model=sta
 pub(crate) fn stage() -> Result<PathBuf> {
     let vmlinux = kernel::ensure()?;
     eprintln!("stage: building hull, hull-monitor and hull-agent");
-    cargo_build(&["-p", "hull", "-p", "hull-sandbox"], "")?;
-    cargo_build(&["-p", "hull-agent", "--target", AGENT_TARGET], AGENT_FLAGS)?;
+    cargo_build(
+        &["--profile", "release", "-p", "hull", "-p", "hull-sandbox"],
+        "",
+    )?;
+    let agent = [
+        "--profile",
+        "agent",
+        "-p",
+        "hull-agent",
+        "--target",
+        AGENT_TARGET,
+    ];
+    cargo_build(&agent, AGENT_FLAGS)?;
     let built = target_dir().join("release");
-    let agent = target_dir().join(AGENT_TARGET).join("release/hull-agent");
+    let agent = target_dir().join(AGENT_TARGET).join("agent/hull-agent");
     let prefix = target_dir().join("hull");
     let library = prefix.join("lib/hull");
     place(&built.join("hull"), &prefix.join("bin/hull"))?;
@@ -51,7 +62,7 @@ pub(crate) fn workspace() -> PathBuf {
 /// `flags` reach only what is built for [`AGENT_TARGET`]: build scripts and macros stay dynamic.
 fn cargo_build(args: &[&str], flags: &str) -> Result<()> {
     let status = Command::new(env!("CARGO"))
-        .args(["build", "--release", "--locked"])
+        .args(["build", "--locked"])
         .args(args)
         .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", flags)
         .current_dir(workspace())
