@@ -13,6 +13,9 @@ pub struct Hello {
     pub generation: u16,
     /// The guest kernel's release, as `uname -r` prints it.
     pub kernel: String,
+    /// How long ago the agent began, in nanoseconds of its monotonic clock: what the host takes
+    /// off to know when the guest's first process started.
+    pub awake_ns: u64,
 }
 
 /// What the monitor asks of the agent.
