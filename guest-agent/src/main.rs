@@ -40,7 +40,6 @@ mod user;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Instant;
-use std::time::Instant;
 
 use hull_proto::{CONTROL_PORT, PROCESS_PORT};
 use rustix::mount::MountPropagationFlags;
@@ -77,7 +76,6 @@ fn start() -> i32 {
 
 fn run_guest() -> Result<(), Fault> {
     let awake = Instant::now();
-    let awake = Instant::now();
     let mute = boot::fill_standard_streams();
     let signals = sys::child_signals().or_internal(|| "cannot watch for signals")?;
     let listener = sys::vsock_listen(PROCESS_PORT)
@@ -110,7 +108,6 @@ fn stop_guest() {
 }
 
 fn run_elsewhere() -> Result<(), Fault> {
-    let awake = Instant::now();
     let awake = Instant::now();
     let (listener, stream) = inherited_sockets()?;
     let signals = sys::child_signals().or_internal(|| "cannot watch for signals")?;
