@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use cpio::newc::Builder as Entry;
 
 use crate::kernel;
 
@@ -89,17 +90,32 @@ fn place(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// The guest's first root as a cpio archive (kernel documentation, "initramfs buffer format"):
-/// the agent as `/init`, nothing more.
+/// the agent as `/init`, and the console that the kernel opens for it.
 fn write_initrd(agent: &Path, to: &Path) -> Result<()> {
-    let mut source =
+    let mut program =
         File::open(agent).with_context(|| format!("cannot read {}", agent.display()))?;
-    let size = u32::try_from(source.metadata()?.len()).context("the agent is past 4 GiB")?;
+    let size = u32::try_from(program.metadata()?.len()).context("the agent is past 4 GiB")?;
     let fresh = to.with_extension("building");
-    let sink = BufWriter::new(File::create(&fresh)?);
-    let entry = cpio::newc::Builder::new("init").mode(0o100_755).nlink(1);
-    let mut writer = entry.write(sink, size);
-    io::copy(&mut source, &mut writer).context("cannot write the initrd")?;
-    let sink = cpio::newc::trailer(writer.finish()?)?;
+    let mut sink = BufWriter::new(File::create(&fresh)?);
+    for (entry, size, from) in [
+        (Entry::new("dev").mode(0o040_755), 0, None),
+        (
+            Entry::new("dev/console")
+                .mode(0o020_600)
+                .rdev_major(5)
+                .rdev_minor(1),
+            0,
+            None,
+        ),
+        (Entry::new("init").mode(0o100_755), size, Some(&mut program)),
+    ] {
+        let mut writer = entry.nlink(1).write(sink, size);
+        if let Some(from) = from {
+            io::copy(from, &mut writer).context("cannot write the initrd")?;
+        }
+        sink = writer.finish()?;
+    }
+    let sink = cpio::newc::trailer(sink)?;
     sink.into_inner()
         .context("cannot write the initrd")?
         .sync_all()?;
