@@ -17,8 +17,8 @@ pub const MMIO_BASE: u64 = 0xd000_0000;
 
 /// The interrupt line of slot `index`: those of the I/O APIC that no legacy device has.
 #[must_use]
-pub fn line_of(index: usize) -> Option<u32> {
-    const LINES: [u32; 16] = [5, 6, 7, 9, 10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22];
+pub fn line_of(index: usize) -> Option<u8> {
+    const LINES: [u8; 16] = [5, 6, 7, 9, 10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22];
     LINES.get(index).copied()
 }
 

@@ -114,7 +114,7 @@ pub struct Machine {
     fs_stats: Option<Arc<FsStats>>,
     outcome: Arc<Outcome>,
     memory_file: Option<Arc<File>>,
-    _memory: GuestRam,
+    memory: GuestRam,
     _vm: Vm,
 }
 
@@ -143,14 +143,39 @@ struct Supplies {
 }
 
 impl Machine {
-    /// Builds the machine; nothing of the guest runs yet.
+    /// Builds the machine with its kernel loaded; nothing of the guest runs yet.
     ///
     /// # Errors
     /// [`BuildError`] with the chain of causes.
     pub fn build(spec: Checked<VmSpec>, mut host: Host) -> Result<Self, BuildError> {
         let spec = spec.into_spec();
-        let (memory, memory_file) = memory::map_ram(&spec.memory, host.memory.take())?;
-        let vm = Vm::new(host.kvm, &memory)?;
+        let (mut kernel, mut initrd) = (host.kernel, host.initrd.take());
+        let machine = Self::assemble(
+            &spec,
+            host.kvm,
+            host.memory.take(),
+            Supplies {
+                sink: Arc::new(Mutex::new(host.console)),
+                console_input: host.console_input,
+                blocks: host.blocks.into_iter(),
+                vsock_ports: host.vsock_ports,
+                fs_exports: host.fs_exports,
+                fs_limits: host.fs_limits,
+            },
+        )?;
+        machine.load(&spec, &mut kernel, initrd.as_mut())?;
+        Ok(machine)
+    }
+
+    /// Puts memory, devices and vCPUs together.
+    fn assemble(
+        spec: &VmSpec,
+        kvm: OwnedFd,
+        template: Option<File>,
+        mut supplies: Supplies,
+    ) -> Result<Self, BuildError> {
+        let (memory, memory_file) = memory::map_ram(&spec.memory, template)?;
+        let vm = Vm::new(kvm, &memory)?;
         let no_fd = |source| BuildError::Host {
             what: "make an event descriptor",
             source,
@@ -164,15 +189,7 @@ impl Machine {
             memory: Arc::clone(&memory),
             outcome: Arc::clone(&outcome),
         };
-        let sink: Sink = Arc::new(Mutex::new(host.console));
-        let mut supplies = Supplies {
-            sink: Arc::clone(&sink),
-            console_input: host.console_input,
-            blocks: host.blocks.into_iter(),
-            vsock_ports: host.vsock_ports,
-            fs_exports: host.fs_exports,
-            fs_limits: host.fs_limits,
-        };
+        let sink = spec.debug_serial.then(|| Arc::clone(&supplies.sink));
         let mut devices = Devices::default();
         for device in &spec.devices {
             devices.add(device, &mut supplies, &board, &pollers)?;
@@ -182,31 +199,46 @@ impl Machine {
         let vcpus = (0..spec.vcpus)
             .map(|index| vm.create_vcpu(index, spec.vcpus, supported.as_slice()))
             .collect::<Result<Vec<_>, _>>()?;
-        let cmdline = with_devices(&spec.kernel_cmdline, devices.slots.len());
-        let image = Image {
-            kernel: &mut host.kernel,
-            initrd: host.initrd.as_mut(),
-            cmdline: &cmdline,
-            vcpus: spec.vcpus,
-        };
-        let entry = boot::load(&memory, spec.memory.size_bytes, image)?;
-        if let Some(first) = vcpus.first() {
-            first.enter_at(&entry)?;
-        }
-        for vcpu in &vcpus {
-            vcpu.set_boot_msrs()?;
-        }
         Ok(Self {
             life: Life::Stopped(vcpus),
-            bus: Arc::new(Bus::new(devices.slots, spec.debug_serial.then_some(sink))),
+            bus: Arc::new(Bus::new(devices.slots, sink)),
             pollers,
             vsock: devices.vsock,
             fs_stats: devices.fs_stats,
             outcome,
             memory_file,
-            _memory: memory,
+            memory,
             _vm: vm,
         })
+    }
+
+    /// Loads the kernel and has the first vCPU stand before its first instruction.
+    fn load(
+        &self,
+        spec: &VmSpec,
+        kernel: &mut File,
+        initrd: Option<&mut File>,
+    ) -> Result<(), BuildError> {
+        let slots = self.bus.slots().len();
+        let lines: Vec<u8> = (0..slots).filter_map(line_of).collect();
+        let image = Image {
+            kernel,
+            initrd,
+            cmdline: &with_devices(&spec.kernel_cmdline, slots),
+            vcpus: spec.vcpus,
+            lines: &lines,
+        };
+        let entry = boot::load(&self.memory, spec.memory.size_bytes, image)?;
+        let Life::Stopped(vcpus) = &self.life else {
+            return Ok(());
+        };
+        if let Some(first) = vcpus.first() {
+            first.enter_at(&entry)?;
+        }
+        for vcpu in vcpus {
+            vcpu.set_boot_msrs()?;
+        }
+        Ok(())
     }
 
     /// Starts the threads and lets the guest run. On a machine that runs or is over, nothing.
@@ -387,7 +419,7 @@ impl Devices {
 fn connect(vm: &Vm, slots: &[Arc<Slot>]) -> Result<(), KvmError> {
     for (index, slot) in slots.iter().enumerate() {
         if let Some(line) = line_of(index) {
-            vm.irqfd(slot.line(), line)?;
+            vm.irqfd(slot.line(), line.into())?;
         }
         for (queue, doorbell) in (0u32..).zip(slot.doorbells()) {
             use std::os::fd::AsFd;

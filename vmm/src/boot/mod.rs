@@ -101,6 +101,8 @@ pub struct Image<'a> {
     pub cmdline: &'a str,
     /// How many vCPUs the multiprocessor table lists.
     pub vcpus: u8,
+    /// The interrupt lines in use.
+    pub lines: &'a [u8],
 }
 
 /// Loads `image` into guest RAM and writes all that the kernel expects to find.
@@ -126,7 +128,7 @@ pub fn load(memory: &GuestRam, memory_bytes: u64, image: Image<'_>) -> Result<En
     };
     write_cmdline(memory, image.cmdline)?;
     memory.write_slice(
-        &mptable::build(image.vcpus, MPTABLE as u32),
+        &mptable::build(image.vcpus, image.lines, MPTABLE as u32),
         GuestAddress(MPTABLE),
     )?;
     write_seed(memory)?;
@@ -282,6 +284,7 @@ mod tests {
             initrd,
             cmdline: "quiet",
             vcpus: 2,
+            lines: &[5],
         }
     }
 
