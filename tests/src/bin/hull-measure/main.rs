@@ -1,0 +1,241 @@
+//! Measures starts and idle sandboxes inside the KVM host, for `cargo xtask bench`.
+//!
+//! Owns: the order of measurements. An order comes as JSON on stdin, findings leave as JSON on
+//! stdout once all is measured, so that nothing talks to the outside meanwhile. Refuses: to
+//! judge what it finds.
+//!
+//! The host counts time in instructions: 2 ns of `CLOCK_MONOTONIC` are one, and an idle wait
+//! takes no longer than it says.
+
+mod exits;
+mod files;
+mod idle;
+mod memory;
+mod programs;
+mod timing;
+
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use hull_tests::measure::{Findings, Order};
+
+use exits::Exits;
+use programs::{Place, Program};
+
+/// Virtual nanoseconds of one instruction.
+const NS_PER_INSTRUCTION: u64 = 2;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("hull-measure: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let order: Order = serde_json::from_reader(io::stdin()).context("read the order")?;
+    let place = Place(order.place.clone());
+    let mut findings = Findings::default();
+    for name in &order.programs {
+        let Some(program) = Program::named(name) else {
+            findings.failures.push(format!("{name}: no such program"));
+            continue;
+        };
+        let mut bench = Bench {
+            order: &order,
+            place: &place,
+            name,
+            program,
+            findings: &mut findings,
+        };
+        bench.all();
+    }
+    serde_json::to_writer(io::stdout(), &findings).context("write the findings")
+}
+
+/// One program's measurements.
+struct Bench<'a> {
+    order: &'a Order,
+    place: &'a Place,
+    name: &'a str,
+    program: Program,
+    findings: &'a mut Findings,
+}
+
+impl Bench<'_> {
+    fn all(&mut self) {
+        if self.program == Program::Hull
+            && let Err(error) = self.load()
+        {
+            return self.fail("load the image", &error);
+        }
+        let parts: [(&str, fn(&mut Self) -> Result<()>); 5] = [
+            ("time starts", Self::starts),
+            ("time the first process", Self::first_process),
+            ("count exits", Self::exits),
+            ("watch an idle sandbox", Self::idle),
+            ("read a file twice", Self::files),
+        ];
+        for (what, part) in parts {
+            if let Err(error) = part(self) {
+                self.fail(what, &error);
+            }
+        }
+    }
+
+    fn fail(&mut self, what: &str, error: &anyhow::Error) {
+        let why = format!("{}: cannot {what}: {error:#}", self.name);
+        self.findings.failures.push(why);
+    }
+
+    fn wants(&self, figures: &[&str]) -> bool {
+        let mut wanted = self.order.figures.iter();
+        wanted.any(|figure| figures.contains(&figure.as_str()))
+    }
+
+    fn add(&mut self, figure: &str, value: f64) {
+        if self.wants(&[figure]) {
+            self.findings.add(figure, self.name, value);
+        }
+    }
+
+    fn log(&self) -> std::path::PathBuf {
+        self.place.join("stderr")
+    }
+
+    fn load(&self) -> Result<()> {
+        let image = self.place.join("image.tar").display().to_string();
+        let load = self.place.hull(&["load", "-i", &image]);
+        timing::time(&load, &self.log()).map(drop)
+    }
+
+    /// `true` from exec to exit; once before it counts, so that every file is in memory.
+    fn starts(&mut self) -> Result<()> {
+        if !self.wants(&["cold_run_true_instructions"]) {
+            return Ok(());
+        }
+        let argv = self.place.run_true(self.program);
+        timing::time(&argv, &self.log())?;
+        for _ in 0..self.order.runs {
+            let timing = timing::time(&argv, &self.log())?;
+            self.add("cold_run_true_instructions", instructions(timing.end));
+        }
+        Ok(())
+    }
+
+    /// From exec to the first process of a guest or container. Hull's marks tell when its
+    /// agent began; the others' first process rings the doorbell.
+    fn first_process(&mut self) -> Result<()> {
+        const FIRST: &str = "cold_first_user_instructions";
+        const READY: &str = "cold_ready_instructions";
+        if !self.wants(&[FIRST, READY, "first_output_instructions"]) {
+            return Ok(());
+        }
+        let argv = self.place.run_bell(self.program);
+        timing::time(&argv, &self.log())?;
+        for _ in 0..self.order.runs {
+            let rung = timing::time(&argv, &self.log())?.first_byte;
+            let rung = instructions(rung.context("the doorbell did not ring")?);
+            self.add("first_output_instructions", rung);
+            if self.program != Program::Hull {
+                self.add(FIRST, rung);
+                continue;
+            }
+            let marks = idle::marks(self.place, &self.log())?;
+            self.add(FIRST, instructions(marks.agent));
+            self.add(READY, instructions(marks.ready));
+            let stages = marks.stages();
+            let title = "hull: instructions from exec to each stage".to_owned();
+            self.findings.details.insert(title, stages);
+        }
+        Ok(())
+    }
+
+    fn exits(&mut self) -> Result<()> {
+        let figure = "cold_run_true_exits";
+        if matches!(self.program, Program::Runtime(_)) || !self.wants(&[figure]) {
+            return Ok(());
+        }
+        let argv = self.place.run_true(self.program);
+        timing::time(&argv, &self.log())?;
+        for _ in 0..self.order.runs {
+            let exits = Exits::count()?;
+            timing::time(&argv, &self.log())?;
+            let reasons = exits.read()?;
+            self.add(figure, reasons.iter().map(|(_, count)| count).sum());
+            let title = format!("{}: exits of a cold start by reason", self.name);
+            self.findings.details.insert(title, reasons);
+        }
+        Ok(())
+    }
+
+    fn idle(&mut self) -> Result<()> {
+        const FIGURES: [&str; 4] = [
+            "monitor_private_bytes",
+            "monitor_dirty_bytes",
+            "guest_touched_bytes",
+            "idle_exits_per_second",
+        ];
+        if matches!(self.program, Program::Runtime(_)) || !self.wants(&FIGURES) {
+            return Ok(());
+        }
+        // Memory is exact; the seconds are averaged over a minute already.
+        for _ in 0..self.order.runs.min(2) {
+            let seen = idle::watch(self.place, self.program, &self.log())?;
+            self.add("monitor_private_bytes", lossless(seen.memory.private));
+            self.add("monitor_dirty_bytes", lossless(seen.memory.dirty));
+            self.add("guest_touched_bytes", lossless(seen.memory.guest));
+            self.add("idle_exits_per_second", seen.exits_per_second);
+            let title = format!("{}: exits of an idle minute by reason", self.name);
+            self.findings.details.insert(title, seen.reasons);
+        }
+        Ok(())
+    }
+
+    fn files(&mut self) -> Result<()> {
+        let figure = "fs_second_pass_requests";
+        if self.program != Program::Hull || !self.wants(&[figure]) {
+            return Ok(());
+        }
+        let passes = files::passes(self.place, &self.log())?;
+        self.add(figure, lossless(passes.second));
+        let title = "hull: requests of the two passes over 256 MiB".to_owned();
+        let details = vec![
+            ("first".to_owned(), lossless(passes.first)),
+            ("second".to_owned(), lossless(passes.second)),
+        ];
+        self.findings.details.insert(title, details);
+        Ok(())
+    }
+}
+
+fn instructions(nanoseconds: u64) -> f64 {
+    lossless(nanoseconds / NS_PER_INSTRUCTION)
+}
+
+/// Counts here are far below 2^53.
+#[expect(clippy::cast_precision_loss, reason = "counts are below 2^53")]
+fn lossless(count: u64) -> f64 {
+    count as f64
+}
+
+/// Runs a program to its end and gives its stdout.
+fn output(argv: &[String], log: &Path) -> Result<String> {
+    let (program, arguments) = argv.split_first().context("no program was named")?;
+    let errors = std::fs::File::create(log).context("make a log")?;
+    let done = std::process::Command::new(program)
+        .args(arguments)
+        .stderr(errors)
+        .output()
+        .with_context(|| format!("run {program}"))?;
+    if !done.status.success() {
+        let words = std::fs::read_to_string(log).unwrap_or_default();
+        anyhow::bail!("{} ended with {}: {words}", argv.join(" "), done.status);
+    }
+    Ok(String::from_utf8_lossy(&done.stdout).into_owned())
+}
