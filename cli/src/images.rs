@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::io::{IsTerminal, Write, stderr, stdin, stdout};
 
 use anyhow::{Context, bail};
-use hull_images::{Digest, Image, ImageStore, Platform, PullOptions, Pulled, Reference, Removed};
+use hull_images::{
+    Digest, Image, ImageStore, Platform, PullOptions, Pulled, Reference, Removed, Silent,
+};
 use hull_sandbox::Engine;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -34,8 +36,8 @@ pub(crate) fn for_run(
     } else {
         named_image(engine, store, args, name)?
     };
-    let progress = progress(args.quiet);
-    let layers = store.unpacked_layers(&image, &*progress)?;
+    // A pull or a load has unpacked them already.
+    let layers = store.unpacked_layers(&image, &Silent)?;
     Ok(hull_sandbox::Image {
         reference: name.clone(),
         id: image.id.to_string(),
