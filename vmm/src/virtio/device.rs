@@ -64,6 +64,14 @@ pub enum RestoreError {
         /// What differs.
         why: String,
     },
+    /// The unit can't be saved as it stands.
+    #[error("unit \"{unit}\" can't be saved: {why}")]
+    Unsaveable {
+        /// The unit's name.
+        unit: &'static str,
+        /// What stands against it.
+        why: &'static str,
+    },
     /// The snapshot holds nothing for a unit that the machine has.
     #[error("snapshot has no state for unit \"{0}\"")]
     Missing(String),
@@ -80,6 +88,11 @@ pub trait Persist {
     const UNIT: &'static str;
     /// All that a freshly built unit needs to go on where this one stands.
     type State: Serialize + DeserializeOwned;
+
+    /// Why there is no state to take as the unit stands now, if there is none.
+    fn unsaveable(&self) -> Option<&'static str> {
+        None
+    }
 
     /// Takes the state. Called only while vCPUs and workers stand still.
     fn save(&self) -> Self::State;
@@ -259,7 +272,8 @@ pub trait DynDevice: Send {
     /// See [`Persist::save`].
     ///
     /// # Errors
-    /// [`RestoreError::Decode`] when the state has no JSON form.
+    /// [`RestoreError::Unsaveable`], and [`RestoreError::Decode`] when the state has no
+    /// JSON form.
     fn save(&self) -> Result<serde_json::Value, RestoreError>;
     /// See [`Persist::restore`].
     ///
@@ -308,6 +322,9 @@ impl<D: VirtioDevice> DynDevice for D {
         VirtioDevice::shared_memory(self, id)
     }
     fn save(&self) -> Result<serde_json::Value, RestoreError> {
+        if let Some(why) = self.unsaveable() {
+            return Err(RestoreError::Unsaveable { unit: D::UNIT, why });
+        }
         serde_json::to_value(Persist::save(self)).map_err(|source| RestoreError::Decode {
             unit: D::UNIT.to_owned(),
             source,

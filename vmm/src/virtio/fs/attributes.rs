@@ -61,6 +61,7 @@ impl Tree {
         valid: SetattrValid,
     ) -> io::Result<(stat64, Duration)> {
         let mut state = self.lock();
+        state.files.forget(id);
         let node = state.changeable(self, id)?;
         if valid.contains(SetattrValid::MODE) {
             if node.kind == FileType::Symlink {

@@ -103,6 +103,9 @@ impl Files {
             Some(index) => index,
             None => {
                 let open = OpenFile::new(node, open()?);
+                if writable {
+                    self.forget(node);
+                }
                 self.kept.truncate(KEPT_OPEN - 1);
                 self.kept.push_front((writable, open));
                 0
@@ -114,7 +117,14 @@ impl Files {
             .ok_or_else(|| Errno::BADF.into())
     }
 
-    /// The node is forgotten: nothing is kept open for it.
+    #[cfg(test)]
+    pub(super) fn kept_open(&self) -> usize {
+        self.kept.len()
+    }
+
+    /// Keeps nothing open for a node: it is forgotten, or about to change other than
+    /// through a kept file. On an overlay, a file opened before its first change goes on
+    /// showing what it was.
     pub(super) fn forget(&mut self, node: u64) {
         self.kept.retain(|(_, open)| open.node != node);
     }

@@ -30,12 +30,16 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
+use fuse_backend_rs::abi::fuse_abi::{EntryOut, OpenOut};
 use fuse_backend_rs::api::server::Server;
 use fuse_backend_rs::transport::{Reader, VirtioFsWriter, Writer};
 use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
+use vm_memory::ByteValued;
 
 pub use self::export::{CachePolicy, FsExport};
+use self::names::Making;
 pub use self::stats::FsStats;
 use self::tree::Tree;
 use super::device::{
@@ -58,8 +62,9 @@ const OUT_HEADER_BYTES: usize = 16;
 /// `FUSE_DESTROY`, whose answer the parser doesn't count.
 const DESTROY: u32 = 38;
 
-/// `FUSE_SYNCFS`, which the parser doesn't know.
+/// `FUSE_SYNCFS` and `FUSE_TMPFILE`, which the parser doesn't know.
 const SYNCFS: u32 = 50;
+const TMPFILE: u32 = 51;
 
 /// Operations that are never answered: `FUSE_FORGET`, `FUSE_INTERRUPT`, `FUSE_BATCH_FORGET`.
 const UNANSWERED: [u32; 3] = [2, 36, 42];
@@ -80,6 +85,32 @@ impl Default for FsLimits {
             handles: 65_536,
         }
     }
+}
+
+/// Descriptors that the rest of the process is left with, at least.
+const DESCRIPTORS_FOR_OTHERS: usize = 2048;
+
+impl FsLimits {
+    /// As far as `descriptors` go.
+    fn within(self, descriptors: usize) -> Self {
+        let left = descriptors.saturating_sub(DESCRIPTORS_FOR_OTHERS);
+        let handles = self.handles.min(left / 4);
+        Self {
+            inodes: self.inodes.min(left - handles),
+            handles,
+        }
+    }
+}
+
+/// Raises the limit of descriptors to what the process may have; how many that are.
+fn raise_descriptors() -> io::Result<usize> {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let current = limit.maximum;
+        setrlimit(Resource::Nofile, Rlimit { current, ..limit })?;
+    }
+    let most = limit.maximum.map(usize::try_from);
+    Ok(most.and_then(Result::ok).unwrap_or(usize::MAX))
 }
 
 /// What a snapshot keeps of the device: a file system that is mounted can't be saved.
@@ -116,11 +147,13 @@ impl Fs {
     /// files are opened through its own table of descriptors. Clears the
     /// process's umask, so that files get the mode that the guest asks for.
     ///
+    /// Raises its limit of descriptors as far as it may: each inode takes one.
+    ///
     /// # Errors
     /// Names that can't be or are there twice, directories that aren't, no `/proc`.
     pub fn new(spec: &FsSpec, exports: Vec<FsExport>, limits: FsLimits) -> io::Result<Self> {
         rustix::process::umask(rustix::fs::Mode::empty());
-        let tree = Arc::new(Tree::new(exports, limits)?);
+        let tree = Arc::new(Tree::new(exports, limits.within(raise_descriptors()?))?);
         Ok(Self {
             tag: spec.tag.clone(),
             server: Server::new(Arc::clone(&tree)),
@@ -157,18 +190,38 @@ impl Fs {
         match request.opcode {
             DESTROY => {
                 self.tree.unmount();
-                request.reply(chain, 0)
+                request.answer(chain, Ok(Vec::new()))
             }
-            SYNCFS => match self.tree.sync_all() {
-                Ok(()) => request.reply(chain, 0),
-                Err(error) => request.reply(chain, error.raw_os_error().unwrap_or(libc::EIO)),
-            },
+            SYNCFS => request.answer(chain, self.tree.sync_all().map(|()| Vec::new())),
+            TMPFILE => request.answer(chain, self.make_temporary(request, chain)),
             _ if !request.is_parsed() => request.fail(chain, Errno::NOSYS),
             _ => match self.parse(chain) {
                 Some(written) => Ok(written),
                 None => request.fail(chain, Errno::INVAL),
             },
         }
+    }
+
+    /// `FUSE_TMPFILE`: `struct fuse_create_in`, answered as `FUSE_CREATE` is.
+    fn make_temporary(&self, request: Request, chain: &Chain) -> io::Result<Vec<u8>> {
+        let word = |at| {
+            let bytes = chain.read_array(IN_HEADER_BYTES + at);
+            bytes.map(u32::from_le_bytes).map_err(|_| Errno::INVAL)
+        };
+        let making = Making {
+            mode: word(4)?,
+            umask: word(8)?,
+        };
+        let made = self
+            .tree
+            .make_temporary(request.user, request.node, word(0)?, making)?;
+        let (entry, handle, options) = made;
+        let opened = OpenOut {
+            fh: handle.unwrap_or(0),
+            open_flags: options.bits(),
+            ..OpenOut::default()
+        };
+        Ok([EntryOut::from(entry).as_slice(), opened.as_slice()].concat())
     }
 
     /// Hands the request to the parser; `None` when it made nothing of it.
@@ -193,6 +246,8 @@ impl Fs {
 struct Request {
     opcode: u32,
     unique: [u8; 8],
+    node: u64,
+    user: (u32, u32),
 }
 
 impl Request {
@@ -203,6 +258,11 @@ impl Request {
         Ok(Some(Self {
             opcode: u32::from_le_bytes(chain.read_array(4)?),
             unique: chain.read_array(8)?,
+            node: u64::from_le_bytes(chain.read_array(16)?),
+            user: (
+                u32::from_le_bytes(chain.read_array(24)?),
+                u32::from_le_bytes(chain.read_array(28)?),
+            ),
         }))
     }
 
@@ -212,26 +272,37 @@ impl Request {
     }
 
     fn fail(self, chain: &Chain, errno: Errno) -> Result<usize, QueueError> {
-        self.reply(chain, errno.raw_os_error())
+        self.answer(chain, Err(errno.into()))
     }
 
-    /// An answer of a header alone, if the guest has room for it and waits for one.
-    fn reply(self, chain: &Chain, errno: i32) -> Result<usize, QueueError> {
-        if (chain.writable_len() as usize) < OUT_HEADER_BYTES || UNANSWERED.contains(&self.opcode) {
+    /// Answers with `outcome`, if the guest has room for it and waits for one.
+    fn answer(self, chain: &Chain, outcome: io::Result<Vec<u8>>) -> Result<usize, QueueError> {
+        let (errno, body) = match outcome {
+            Ok(body) => (0, body),
+            Err(error) => (error.raw_os_error().unwrap_or(libc::EIO), Vec::new()),
+        };
+        let length = OUT_HEADER_BYTES + body.len();
+        if (chain.writable_len() as usize) < length || UNANSWERED.contains(&self.opcode) {
             return Ok(0);
         }
         let mut header = [0; OUT_HEADER_BYTES];
-        header[..4].copy_from_slice(&16u32.to_le_bytes());
+        header[..4].copy_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
         header[4..8].copy_from_slice(&(-errno).to_le_bytes());
         header[8..].copy_from_slice(&self.unique);
         chain.write_at(0, &header)?;
-        Ok(OUT_HEADER_BYTES)
+        chain.write_at(OUT_HEADER_BYTES, &body)?;
+        Ok(length)
     }
 }
 
 impl Persist for Fs {
     const UNIT: &'static str = "fs";
     type State = FsState;
+
+    fn unsaveable(&self) -> Option<&'static str> {
+        let mounted = self.tree.is_mounted();
+        mounted.then_some("the guest has it mounted, and holds on to files of this host")
+    }
 
     fn save(&self) -> FsState {
         FsState {

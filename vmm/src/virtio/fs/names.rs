@@ -30,6 +30,9 @@ impl Making {
     }
 }
 
+/// What the guest is told of a file that it made and opened.
+type Created = (Entry, Option<u64>, OpenOptions);
+
 impl Tree {
     /// Makes something at `name` by `make`, as the guest's user, and tells of it.
     fn make(
@@ -108,7 +111,7 @@ impl Tree {
         parent: u64,
         name: &CStr,
         args: CreateIn,
-    ) -> io::Result<(Entry, Option<u64>, OpenOptions)> {
+    ) -> io::Result<Created> {
         let mut state = self.lock();
         let flags = OFlags::from_bits_retain(args.flags);
         let directory = state.changeable_at(self, parent, name)?;
@@ -154,9 +157,54 @@ impl Tree {
             }
             Err(errno) => return Err(errno.into()),
         };
+        self.opened(&mut state, export, entry, file)
+    }
+
+    /// `open(2)` with `O_TMPFILE`: a file that has no name yet, in `parent`.
+    pub(super) fn make_temporary(
+        &self,
+        user: (u32, u32),
+        parent: u64,
+        flags: u32,
+        making: Making,
+    ) -> io::Result<Created> {
+        let mut state = self.lock();
+        let directory = state.changeable(self, parent)?;
+        let export = directory.export;
+        if directory.kind != FileType::Directory {
+            return Err(Errno::NOTDIR.into());
+        }
+        state.files.check_room()?;
+        if state.nodes.is_full() {
+            return Err(Errno::NOMEM.into());
+        }
+        let access = OFlags::from_bits_retain(flags) & (OFlags::RWMODE | OFlags::EXCL);
+        let fd = {
+            let _user = AsUser::enter(user.0, user.1)?;
+            rustix::fs::openat(
+                self.descriptors(),
+                own_name(&directory.fd),
+                OFlags::TMPFILE | OFlags::CLOEXEC | access,
+                making.permissions(),
+            )?
+        };
+        let file = File::from(fd);
+        let seen = state.nodes.remember(export, self.path_of(&file)?)?;
+        let entry = self.entry(export, seen)?;
+        self.opened(&mut state, export, entry, file)
+    }
+
+    /// Gives out a handle of a file just made, to guests that use handles.
+    fn opened(
+        &self,
+        state: &mut State,
+        export: usize,
+        entry: Entry,
+        file: File,
+    ) -> io::Result<Created> {
         let options = self.open_options(export, false)?;
-        let handle =
-            (!state.no_open()).then(|| state.files.insert(OpenFile::new(entry.inode, file)));
+        let open = OpenFile::new(entry.inode, file);
+        let handle = (!state.no_open()).then(|| state.files.insert(open));
         Ok((entry, handle, options))
     }
 

@@ -409,6 +409,53 @@ fn special_files_allocation_holes_and_figures_work() {
 }
 
 #[test]
+fn a_file_without_a_name_belongs_to_its_user_and_gets_one_by_linking() {
+    let host = Host::new();
+    for cache in [AUTO, ALWAYS] {
+        let (mut guest, root) = host.guest(false, cache);
+        guest.user = (1000, 1001);
+        let create = words(&[libc::O_RDWR.cast_unsigned(), 0o640, 0, 0]);
+        let answer = guest.call(TMPFILE, root, &[create.clone(), name("/")].concat(), 144);
+        let answer = answer.unwrap();
+        let (node, handle) = (long_at(&answer, 0), long_at(&answer, 128));
+        assert_eq!(Attributes(&answer[40..]).nlink(), 0);
+        guest
+            .write(node, handle, 0, (0, libc::O_RDWR), b"quiet")
+            .unwrap();
+        assert_eq!(fs::read_dir(host.path("")).unwrap().count(), 0);
+        let link = [longs(&[node]), name("named")].concat();
+        guest.call(LINK, root, &link, 128).unwrap();
+        assert_eq!(fs::read(host.path("named")).unwrap(), b"quiet");
+        assert_eq!(fs::metadata(host.path("named")).unwrap().uid(), 1000);
+        fs::remove_file(host.path("named")).unwrap();
+        let mut reader = Guest::new(vec![host.export(true, cache)]);
+        let root = reader.lookup(ROOT, "root").unwrap();
+        assert_eq!(reader.call(TMPFILE, root, &create, 144), Err(libc::EROFS));
+        assert_eq!(reader.call(TMPFILE, ROOT, &create, 144), Err(libc::EROFS));
+        assert_eq!(
+            reader.call(TMPFILE, ROOT, &create[..8], 144),
+            Err(libc::EINVAL)
+        );
+    }
+}
+
+#[test]
+fn what_is_kept_open_never_outlives_a_truncation() {
+    let host = Host::new();
+    fs::write(host.path("f"), "before").unwrap();
+    let (mut guest, root) = host.guest(false, ALWAYS);
+    let f = guest.lookup(root, "f").unwrap();
+    assert_eq!(guest.read(f, 0, 0, 10).unwrap(), b"before");
+    assert_eq!(guest.device.tree.lock().files.kept_open(), 1);
+    guest.set_attributes(f, 8, 2, 0, (0, 0)).unwrap();
+    assert_eq!(guest.device.tree.lock().files.kept_open(), 0);
+    guest.read(f, 0, 0, 10).unwrap();
+    guest.write(f, 0, 0, (0, libc::O_RDWR), b"xy").unwrap();
+    assert_eq!(guest.device.tree.lock().files.kept_open(), 1);
+    assert_eq!(guest.read(f, 0, 0, 10).unwrap(), b"xy");
+}
+
+#[test]
 fn requests_are_counted_by_kind() {
     let host = Host::new();
     let (mut guest, root) = host.guest(false, AUTO);
@@ -438,6 +485,10 @@ fn an_unmounted_device_is_saved_a_mounted_one_is_not_restored() {
     persist_roundtrip(&guest.device, &mut restored);
     guest.mount();
     assert!(restored.restore(guest.device.save()).is_err());
+    let refusal = crate::virtio::device::DynDevice::save(&guest.device)
+        .unwrap_err()
+        .to_string();
+    assert!(refusal.contains("the guest has it mounted"), "{refusal}");
     guest.call(DESTROY, 0, &[], 0).unwrap();
     persist_roundtrip(&guest.device, &mut restored);
     guest.mount();
