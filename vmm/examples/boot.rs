@@ -118,7 +118,7 @@ fn run(wanted: &Wanted) -> Result<(), Box<dyn std::error::Error>> {
     let kvm = File::options().read(true).write(true).open("/dev/kvm")?;
     let host = Host {
         kvm: kvm.into(),
-        kernel: open(&wanted.kernel)?,
+        kernel: Some(open(&wanted.kernel)?),
         initrd: wanted.initrd.as_deref().map(open).transpose()?,
         memory: None,
         console: Box::new(io::stdout()),

@@ -89,6 +89,21 @@ impl Bus {
         Some((serial, register))
     }
 
+    /// The serial port's registers, where there is one.
+    #[must_use]
+    pub fn serial_state(&self) -> Option<Serial> {
+        self.serial
+            .as_ref()
+            .map(|serial| lock(&serial.port).clone())
+    }
+
+    /// Sets the serial port's registers, where there is one.
+    pub fn restore_serial(&self, state: Serial) {
+        if let Some(serial) = &self.serial {
+            *lock(&serial.port) = state;
+        }
+    }
+
     /// The guest reads an I/O port.
     pub fn port_read(&self, port: u16, data: &mut [u8]) {
         match (self.serial(port), data) {

@@ -156,7 +156,9 @@ impl Gate {
 /// All vCPU threads of a machine.
 pub struct Vcpus {
     gate: Arc<Gate>,
-    threads: Vec<JoinHandle<Vcpu>>,
+    /// Each locked by its thread, but while that stands at the gate.
+    vcpus: Vec<Arc<Mutex<Vcpu>>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Vcpus {
@@ -168,16 +170,21 @@ impl Vcpus {
         install_kick()?;
         let mut all = Self {
             gate: Arc::new(Gate::default()),
+            vcpus: vcpus
+                .into_iter()
+                .map(|vcpu| Arc::new(Mutex::new(vcpu)))
+                .collect(),
             threads: Vec::new(),
         };
-        for (index, vcpu) in (0u8..).zip(vcpus) {
+        for (index, vcpu) in (0u8..).zip(&all.vcpus) {
+            let vcpu = Arc::clone(vcpu);
             let (gate, bus) = (Arc::clone(&all.gate), Arc::clone(bus));
             let outcome = Arc::clone(outcome);
             lock(&all.gate.crowd).moving += 1;
             let thread = std::thread::Builder::new()
                 .name(format!("vcpu-{index}"))
                 .stack_size(STACK_BYTES)
-                .spawn(move || drive(index, vcpu, &gate, &bus, &outcome));
+                .spawn(move || drive(index, &vcpu, &gate, &bus, &outcome));
             match thread {
                 Ok(thread) => all.threads.push(thread),
                 Err(error) => {
@@ -200,14 +207,28 @@ impl Vcpus {
         self.kick_until_still();
     }
 
-    /// Ends the threads; their vCPUs come back, in order.
-    pub fn stop(&mut self) -> Vec<Vcpu> {
+    /// Whether every thread stands at the closed gate, or is gone.
+    #[must_use]
+    pub fn stand_still(&self) -> bool {
+        let crowd = lock(&self.gate.crowd);
+        crowd.wish != Wish::Run && crowd.moving == 0
+    }
+
+    /// Calls `look` with each vCPU in order; all stand still, as after [`Vcpus::pause`].
+    ///
+    /// # Errors
+    /// The first that `look` returns.
+    pub fn visit<E>(&self, mut look: impl FnMut(&Vcpu) -> Result<(), E>) -> Result<(), E> {
+        self.vcpus.iter().try_for_each(|vcpu| look(&lock(vcpu)))
+    }
+
+    /// Ends the threads and waits for them.
+    pub fn stop(&mut self) {
         self.gate.wish(Wish::Leave);
         self.kick_until_still();
-        self.threads
-            .drain(..)
-            .filter_map(|thread| thread.join().ok())
-            .collect()
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
     }
 
     fn kick_until_still(&self) {
@@ -234,11 +255,19 @@ impl Drop for Vcpus {
 }
 
 /// One vCPU's thread.
-fn drive(index: u8, mut vcpu: Vcpu, gate: &Gate, bus: &Bus, outcome: &Outcome) -> Vcpu {
-    let mut entry = VcpuEntry::Run;
-    if !gate.pass() {
-        return vcpu;
+fn drive(index: u8, vcpu: &Mutex<Vcpu>, gate: &Gate, bus: &Bus, outcome: &Outcome) {
+    while gate.pass() {
+        if let Some(exit) = run(index, &mut lock(vcpu), gate, bus) {
+            outcome.report(exit);
+            gate.leave();
+            return;
+        }
     }
+}
+
+/// Runs a vCPU until the gate wants it (nothing) or the machine is over.
+fn run(index: u8, vcpu: &mut Vcpu, gate: &Gate, bus: &Bus) -> Option<VmExit> {
+    let mut entry = VcpuEntry::Run;
     loop {
         // With the gate closed, KVM completes what the last exit began and comes back.
         vcpu.leave_at_once(gate.is_closed());
@@ -251,13 +280,8 @@ fn drive(index: u8, mut vcpu: Vcpu, gate: &Gate, bus: &Bus, outcome: &Outcome) -
         };
         entry = match step(index, exit, bus) {
             Step::Continue(next) => next,
-            Step::Gate if gate.pass() => VcpuEntry::Run,
-            Step::Gate => return vcpu,
-            Step::End(exit) => {
-                outcome.report(exit);
-                gate.leave();
-                return vcpu;
-            }
+            Step::Gate => return None,
+            Step::End(exit) => return Some(exit),
         };
     }
 }

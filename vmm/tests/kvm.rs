@@ -16,9 +16,9 @@ use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use hull_vmm::machine::{Host, Machine};
+use hull_vmm::machine::{BuildError, Host, Machine};
 use hull_vmm::outcome::VmExit;
-use hull_vmm::spec::{DeviceSpec, MemoryBacking, MemorySpec, VmSpec, VsockSpec};
+use hull_vmm::spec::{Checked, DeviceSpec, MemoryBacking, MemorySpec, VmSpec, VsockSpec};
 use hull_vmm::virtio::fs::FsLimits;
 
 /// Longer than anything takes in here, on however slow a machine.
@@ -101,13 +101,12 @@ fn kernel_of(code: &[u8]) -> File {
     file
 }
 
-fn machine_with(kernel: File, vcpus: u8, size_bytes: u64) -> (Machine, Paper) {
-    let paper = Paper::default();
+fn spec(vcpus: u8, size_bytes: u64, backing: MemoryBacking) -> Checked<VmSpec> {
     let spec = VmSpec {
         vcpus,
         memory: MemorySpec {
             size_bytes,
-            backing: MemoryBacking::Anonymous,
+            backing,
         },
         kernel_cmdline: "console=hvc0 reboot=k panic=-1".to_owned(),
         devices: vec![
@@ -117,7 +116,11 @@ fn machine_with(kernel: File, vcpus: u8, size_bytes: u64) -> (Machine, Paper) {
         ],
         debug_serial: true,
     };
-    let host = Host {
+    spec.validate().unwrap()
+}
+
+fn host(kernel: Option<File>, memory: Option<File>, paper: &Paper) -> Host {
+    Host {
         kvm: File::options()
             .read(true)
             .write(true)
@@ -126,18 +129,52 @@ fn machine_with(kernel: File, vcpus: u8, size_bytes: u64) -> (Machine, Paper) {
             .into(),
         kernel,
         initrd: None,
-        memory: None,
+        memory,
         console: Box::new(paper.clone()),
         console_input: None,
         blocks: Vec::new(),
         vsock_ports: BTreeMap::new(),
         fs_exports: Vec::new(),
         fs_limits: FsLimits::default(),
-    };
+    }
+}
+
+fn machine_with(kernel: File, vcpus: u8, size_bytes: u64) -> (Machine, Paper) {
+    let paper = Paper::default();
+    let spec = spec(vcpus, size_bytes, MemoryBacking::Anonymous);
     (
-        Machine::build(spec.validate().unwrap(), host).unwrap(),
+        Machine::build(spec, host(Some(kernel), None, &paper)).unwrap(),
         paper,
     )
+}
+
+/// Starts a machine whose memory is in a file, waits until it has printed, pauses it and
+/// takes its state; then the machine is gone.
+fn saved(kernel: File, vcpus: u8) -> (String, File, Vec<u8>) {
+    let paper = Paper::default();
+    let spec = spec(vcpus, 128 << 20, MemoryBacking::Shared);
+    let mut machine = Machine::build(spec, host(Some(kernel), None, &paper)).unwrap();
+    assert!(
+        machine.save().is_err(),
+        "a machine that never ran has a state"
+    );
+    machine.start().unwrap();
+    paper.wait_for_more_than(10);
+    assert!(machine.save().is_err(), "a running machine has a state");
+    machine.pause();
+    let state = serde_json::to_string(&machine.save().unwrap()).unwrap();
+    let memory = machine.memory_file().unwrap().try_clone().unwrap();
+    (state, memory, paper.text())
+}
+
+fn copy_of(state: &str, memory: &File, vcpus: u8) -> (Machine, Paper) {
+    let paper = Paper::default();
+    let spec = spec(vcpus, 128 << 20, MemoryBacking::Template);
+    let host = host(None, Some(memory.try_clone().unwrap()), &paper);
+    let state = serde_json::from_str(state).unwrap();
+    let mut machine = Machine::restore(spec, host, state).unwrap();
+    machine.start().unwrap();
+    (machine, paper)
 }
 
 fn started(code: &[u8]) -> (Machine, Paper) {
@@ -265,26 +302,74 @@ fn machines_come_and_go_without_a_trace() {
     );
 }
 
+#[test]
+fn copies_go_on_where_the_saved_machine_stood() {
+    if !have_kvm() {
+        return;
+    }
+    // mov dx, 0x3f8; xor al, al; out dx, al; inc al; jmp -5: counts in a register.
+    let mut code = TO_SERIAL.to_vec();
+    code.extend([0x30, 0xc0, 0xee, 0xfe, 0xc0, 0xeb, 0xfb]);
+    let (state, memory, printed) = saved(kernel_of(&code), 1);
+    for _ in 0..2 {
+        let (_machine, paper) = copy_of(&state, &memory, 1);
+        paper.wait_for_more_than(10);
+        let all = [printed.clone(), paper.text()].concat();
+        assert!(
+            all.windows(2)
+                .all(|pair| pair[1] == pair[0].wrapping_add(1))
+        );
+    }
+    // Another machine's state is refused.
+    let host = host(None, Some(memory), &Paper::default());
+    let spec = spec(2, 128 << 20, MemoryBacking::Template);
+    let refused = Machine::restore(spec, host, serde_json::from_str(&state).unwrap());
+    assert!(matches!(refused, Err(BuildError::Restore(_))));
+}
+
 /// A whole kernel, where one is built: it comes up on any number of vCPUs and any memory,
 /// finds its devices, and says why it can't go on without a root.
 #[test]
 fn a_kernel_comes_up() {
+    let Some(kernel) = built_kernel() else { return };
+    for (vcpus, size_bytes) in [(1, 64 << 20), (3, 6 << 30)] {
+        let (mut machine, paper) = machine_with(kernel.try_clone().unwrap(), vcpus, size_bytes);
+        machine.start().unwrap();
+        wait_for_missing_root(&mut machine, &paper);
+    }
+}
+
+/// A kernel saved in the middle of its start comes up in every copy: timers, interrupts and
+/// rings go on.
+#[test]
+fn a_saved_kernel_comes_up_in_copies() {
+    let Some(kernel) = built_kernel() else { return };
+    for vcpus in [1, 2] {
+        let (state, memory, _) = saved(kernel.try_clone().unwrap(), vcpus);
+        for _ in 0..2 {
+            let (mut machine, paper) = copy_of(&state, &memory, vcpus);
+            wait_for_missing_root(&mut machine, &paper);
+        }
+    }
+}
+
+fn built_kernel() -> Option<File> {
     let path = std::env::var("HULL_KERNEL").unwrap_or_else(|_| {
         concat!(env!("CARGO_MANIFEST_DIR"), "/../target/kernel/vmlinux").into()
     });
     if !have_kvm() {
-        return;
+        return None;
     }
-    let Ok(kernel) = File::open(&path) else {
+    let kernel = File::open(&path).ok();
+    if kernel.is_none() {
         eprintln!("SKIPPED: no kernel at {path}");
-        return;
-    };
-    for (vcpus, size_bytes) in [(1, 64 << 20), (3, 6 << 30)] {
-        let (mut machine, paper) = machine_with(kernel.try_clone().unwrap(), vcpus, size_bytes);
-        machine.start().unwrap();
-        let exit = machine.wait_for(PATIENCE * 3).expect("the kernel hangs");
-        let text = String::from_utf8_lossy(&paper.text()).into_owned();
-        assert_eq!(exit, VmExit::Reset, "{text}");
-        assert!(text.contains("Unable to mount root fs"), "{text}");
     }
+    kernel
+}
+
+fn wait_for_missing_root(machine: &mut Machine, paper: &Paper) {
+    let exit = machine.wait_for(PATIENCE * 3);
+    let text = String::from_utf8_lossy(&paper.text()).into_owned();
+    assert_eq!(exit, Some(VmExit::Reset), "{text}");
+    assert!(text.contains("Unable to mount root fs"), "{text}");
 }

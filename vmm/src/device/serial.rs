@@ -5,6 +5,8 @@
 
 use std::io::Write;
 
+use serde::{Deserialize, Serialize};
+
 /// The first port's base.
 pub const COM1: u16 = 0x3f8;
 /// How many ports it has.
@@ -20,7 +22,7 @@ const MSR_READY: u8 = 0xb0;
 const IIR_NONE: u8 = 0x01;
 
 /// The port's registers.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Serial {
     registers: [u8; 8],
     divisor: [u8; 2],

@@ -9,6 +9,7 @@
 )]
 
 pub mod cpuid;
+pub mod state;
 pub mod vcpu;
 
 use std::io;
@@ -43,6 +44,9 @@ pub enum KvmError {
     /// The descriptor isn't /dev/kvm, or an unknown one.
     #[error("the KVM descriptor speaks version {0} of the interface, {API_VERSION} is needed")]
     Version(i32),
+    /// A saved register that this host's processor doesn't take.
+    #[error("cannot set a vCPU's MSR {0:#x}")]
+    Msr(u32),
     /// The CPUID table has more leaves than KVM takes.
     #[error("the processor has too many CPUID leaves")]
     Cpuid,

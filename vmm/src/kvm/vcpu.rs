@@ -227,6 +227,11 @@ impl Vcpu {
         })
     }
 
+    /// The descriptor, for what is done to a vCPU that stands still.
+    pub(super) fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
     /// Whether the next run only completes what the last exit began, without entering the
     /// guest: its state is consistent after that alone (`Documentation/virt/kvm/api.rst`,
     /// `KVM_RUN`).

@@ -11,8 +11,10 @@
 //!                               └─► over (wait tells the first cause)
 //! ```
 
+mod devices;
+mod snapshot;
+
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -21,29 +23,28 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use self::devices::{Devices, Pollers, Supplies, connect, with_devices};
+pub use self::snapshot::{MachineState, SaveError};
 use crate::boot::{self, BootError, Image};
-use crate::bus::{Bus, Sink, address_of, line_of};
+use crate::bus::{Bus, line_of};
 use crate::kvm::vcpu::Vcpu;
 use crate::kvm::{KvmError, Vm};
 use crate::memory::{self, GuestRam, MemoryError};
 use crate::outcome::{Outcome, VmExit};
-use crate::spec::{Checked, DeviceSpec, VmSpec};
+use crate::spec::{Checked, VmSpec};
 use crate::vcpu::Vcpus;
-use crate::virtio::block::Block;
-use crate::virtio::console::Console;
-use crate::virtio::device::DynDevice;
-use crate::virtio::fs::{Fs, FsExport, FsLimits, FsStats};
-use crate::virtio::rng::Rng;
-use crate::virtio::transport::{Board, QUEUE_NOTIFY, Slot};
-use crate::virtio::vsock::{Connector, Vsock};
+use crate::virtio::device::RestoreError;
+use crate::virtio::fs::{FsExport, FsLimits, FsStats};
+use crate::virtio::transport::Board;
+use crate::virtio::vsock::Connector;
 use crate::virtio::worker::{Poller, Worker};
 
 /// Everything of the host that a machine is made of, already open.
 pub struct Host {
     /// /dev/kvm.
     pub kvm: OwnedFd,
-    /// An uncompressed kernel.
-    pub kernel: File,
+    /// An uncompressed kernel; a restore needs none.
+    pub kernel: Option<File>,
     /// Its initial RAM disk.
     pub initrd: Option<File>,
     /// A template's memory, for [`crate::spec::MemoryBacking::Template`].
@@ -74,6 +75,12 @@ pub enum BuildError {
     /// The kernel.
     #[error("cannot load the kernel")]
     Boot(#[from] BootError),
+    /// A saved state.
+    #[error("cannot apply the saved state")]
+    Restore(#[from] RestoreError),
+    /// A machine that isn't restored needs one.
+    #[error("no kernel was given")]
+    NoKernel,
     /// A device of the spec has nothing behind it.
     #[error("the spec asks for a {0} device, but nothing was opened for it")]
     NoHost(&'static str),
@@ -115,31 +122,7 @@ pub struct Machine {
     outcome: Arc<Outcome>,
     memory_file: Option<Arc<File>>,
     memory: GuestRam,
-    _vm: Vm,
-}
-
-/// The workers' epolls: the file system's requests may take long, all others don't.
-struct Pollers {
-    devices: Arc<Poller>,
-    fs: Arc<Poller>,
-}
-
-/// What building devices leaves behind, beside the slots.
-#[derive(Default)]
-struct Devices {
-    slots: Vec<Arc<Slot>>,
-    vsock: Option<Connector>,
-    fs_stats: Option<Arc<FsStats>>,
-}
-
-/// What the devices take from the host, taken one by one.
-struct Supplies {
-    sink: Sink,
-    console_input: Option<OwnedFd>,
-    blocks: std::vec::IntoIter<File>,
-    vsock_ports: BTreeMap<u32, Sender<UnixStream>>,
-    fs_exports: Vec<FsExport>,
-    fs_limits: FsLimits,
+    vm: Vm,
 }
 
 impl Machine {
@@ -149,33 +132,17 @@ impl Machine {
     /// [`BuildError`] with the chain of causes.
     pub fn build(spec: Checked<VmSpec>, mut host: Host) -> Result<Self, BuildError> {
         let spec = spec.into_spec();
-        let (mut kernel, mut initrd) = (host.kernel, host.initrd.take());
-        let machine = Self::assemble(
-            &spec,
-            host.kvm,
-            host.memory.take(),
-            Supplies {
-                sink: Arc::new(Mutex::new(host.console)),
-                console_input: host.console_input,
-                blocks: host.blocks.into_iter(),
-                vsock_ports: host.vsock_ports,
-                fs_exports: host.fs_exports,
-                fs_limits: host.fs_limits,
-            },
-        )?;
-        machine.load(&spec, &mut kernel, initrd.as_mut())?;
+        let (mut kernel, mut initrd) = (host.kernel.take(), host.initrd.take());
+        let machine = Self::assemble(&spec, host)?;
+        let kernel = kernel.as_mut().ok_or(BuildError::NoKernel)?;
+        machine.load(&spec, kernel, initrd.as_mut())?;
         Ok(machine)
     }
 
     /// Puts memory, devices and vCPUs together.
-    fn assemble(
-        spec: &VmSpec,
-        kvm: OwnedFd,
-        template: Option<File>,
-        mut supplies: Supplies,
-    ) -> Result<Self, BuildError> {
-        let (memory, memory_file) = memory::map_ram(&spec.memory, template)?;
-        let vm = Vm::new(kvm, &memory)?;
+    fn assemble(spec: &VmSpec, host: Host) -> Result<Self, BuildError> {
+        let (memory, memory_file) = memory::map_ram(&spec.memory, host.memory)?;
+        let vm = Vm::new(host.kvm, &memory)?;
         let no_fd = |source| BuildError::Host {
             what: "make an event descriptor",
             source,
@@ -188,6 +155,14 @@ impl Machine {
         let board = Board {
             memory: Arc::clone(&memory),
             outcome: Arc::clone(&outcome),
+        };
+        let mut supplies = Supplies {
+            sink: Arc::new(Mutex::new(host.console)),
+            console_input: host.console_input,
+            blocks: host.blocks.into_iter(),
+            vsock_ports: host.vsock_ports,
+            fs_exports: host.fs_exports,
+            fs_limits: host.fs_limits,
         };
         let sink = spec.debug_serial.then(|| Arc::clone(&supplies.sink));
         let mut devices = Devices::default();
@@ -208,7 +183,7 @@ impl Machine {
             outcome,
             memory_file,
             memory,
-            _vm: vm,
+            vm,
         })
     }
 
@@ -366,98 +341,5 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         self.stop();
-    }
-}
-
-impl Devices {
-    /// Makes one device and its slot: the only place that knows all kinds.
-    fn add(
-        &mut self,
-        spec: &DeviceSpec,
-        supplies: &mut Supplies,
-        board: &Board,
-        pollers: &Pollers,
-    ) -> Result<(), BuildError> {
-        let failed = |device| move |source| BuildError::Device { device, source };
-        let device: Box<dyn DynDevice> = match spec {
-            DeviceSpec::Fs(spec) => {
-                let exports = std::mem::take(&mut supplies.fs_exports);
-                let fs = Fs::new(spec, exports, supplies.fs_limits).map_err(failed("fs"))?;
-                self.fs_stats = Some(fs.stats());
-                Box::new(fs)
-            }
-            DeviceSpec::Vsock(vsock) => {
-                let ports = std::mem::take(&mut supplies.vsock_ports);
-                let vsock = Vsock::new(vsock.guest_cid, ports).map_err(failed("vsock"))?;
-                self.vsock = Some(vsock.connector());
-                Box::new(vsock)
-            }
-            DeviceSpec::Console => Box::new(Console::new(
-                Arc::clone(&supplies.sink),
-                supplies.console_input.take(),
-            )),
-            DeviceSpec::Block(block) => {
-                let file = supplies.blocks.next().ok_or(BuildError::NoHost("block"))?;
-                let made = Block::new(file, block.read_only, &block.serial);
-                Box::new(made.map_err(failed("block"))?)
-            }
-            DeviceSpec::Rng => Box::new(Rng),
-        };
-        let unit = device.unit();
-        let poller = if unit == "fs" {
-            &pollers.fs
-        } else {
-            &pollers.devices
-        };
-        let slot = Slot::new(self.slots.len(), device, board, poller).map_err(failed(unit))?;
-        self.slots.push(Arc::new(slot));
-        Ok(())
-    }
-}
-
-/// Connects every slot's interrupt and doorbells to KVM.
-fn connect(vm: &Vm, slots: &[Arc<Slot>]) -> Result<(), KvmError> {
-    for (index, slot) in slots.iter().enumerate() {
-        if let Some(line) = line_of(index) {
-            vm.irqfd(slot.line(), line.into())?;
-        }
-        for (queue, doorbell) in (0u32..).zip(slot.doorbells()) {
-            use std::os::fd::AsFd;
-            vm.ioeventfd(doorbell.as_fd(), address_of(index) + QUEUE_NOTIFY, queue)?;
-        }
-    }
-    Ok(())
-}
-
-/// The command line with where the devices are (Linux `drivers/virtio/virtio_mmio.c`).
-fn with_devices(cmdline: &str, slots: usize) -> String {
-    let mut line = cmdline.to_owned();
-    for index in 0..slots {
-        if let Some(irq) = line_of(index) {
-            let space = if line.is_empty() { "" } else { " " };
-            // Writing to a String can't fail.
-            let _ = write!(
-                line,
-                "{space}virtio_mmio.device=4K@{:#x}:{irq}",
-                address_of(index)
-            );
-        }
-    }
-    line
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::spec::{CMDLINE_RESERVE_BYTES, MAX_DEVICES};
-
-    #[test]
-    fn the_kernel_is_told_where_the_devices_are() {
-        assert_eq!(with_devices("quiet", 0), "quiet");
-        assert_eq!(
-            with_devices("quiet", 2),
-            "quiet virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6"
-        );
-        assert!(with_devices("", MAX_DEVICES).len() < CMDLINE_RESERVE_BYTES);
     }
 }

@@ -1,0 +1,141 @@
+//! A machine's state apart from its memory: taken while it is paused, applied to one just built.
+//!
+//! Memory is not in here: with [`crate::spec::MemoryBacking::Shared`] it is in
+//! [`Machine::memory_file`], which a copy maps with
+//! [`crate::spec::MemoryBacking::Template`]. The order is vCPUs, the VM's chips and clock,
+//! then devices, which may raise an interrupt at once.
+
+use serde::{Deserialize, Serialize};
+
+use super::{BuildError, Host, Life, Machine};
+use crate::device::serial::Serial;
+use crate::kvm::KvmError;
+use crate::kvm::state::{VcpuState, VmState};
+use crate::spec::{Checked, VmSpec};
+use crate::virtio::device::RestoreError;
+use crate::virtio::transport::SlotState;
+
+/// The version of the state's layout: one that differs is refused.
+const EPOCH: u32 = 1;
+
+/// Everything of a machine but its memory.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MachineState {
+    epoch: u32,
+    vm: VmState,
+    vcpus: Vec<VcpuState>,
+    slots: Vec<SlotState>,
+    serial: Option<Serial>,
+}
+
+/// Why a machine's state can't be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveError {
+    /// The machine has ended, or never began.
+    #[error("the machine isn't paused: there is nothing to save")]
+    NotPaused,
+    /// KVM.
+    #[error("cannot read the virtual machine's state")]
+    Kvm(#[from] KvmError),
+    /// A device.
+    #[error("cannot take a device's state")]
+    Device(#[from] RestoreError),
+}
+
+impl Machine {
+    /// Takes the state of a machine that [`Machine::pause`] holds.
+    ///
+    /// # Errors
+    /// [`SaveError`]; the machine can go on afterwards in any case.
+    pub fn save(&self) -> Result<MachineState, SaveError> {
+        let Life::Alive { vcpus, .. } = &self.life else {
+            return Err(SaveError::NotPaused);
+        };
+        if !vcpus.stand_still() {
+            return Err(SaveError::NotPaused);
+        }
+        let indices = self.vm.msr_indices()?;
+        let mut states = Vec::new();
+        vcpus.visit(|vcpu| -> Result<(), KvmError> {
+            states.push(vcpu.save(&indices)?);
+            Ok(())
+        })?;
+        let slots = self.bus.slots().iter().map(|slot| slot.save());
+        Ok(MachineState {
+            epoch: EPOCH,
+            vm: self.vm.save()?,
+            vcpus: states,
+            slots: slots.collect::<Result<_, _>>()?,
+            serial: self.bus.serial_state(),
+        })
+    }
+
+    /// Builds the machine of `spec` and has it stand where `state` was taken.
+    ///
+    /// The spec is the saved machine's, but for the memory's backing.
+    ///
+    /// # Errors
+    /// [`BuildError::Restore`] when the state is another machine's, else as
+    /// [`Machine::build`].
+    pub fn restore(
+        spec: Checked<VmSpec>,
+        host: Host,
+        state: MachineState,
+    ) -> Result<Self, BuildError> {
+        let machine = Self::assemble(&spec.into_spec(), host)?;
+        machine.apply(state)?;
+        Ok(machine)
+    }
+
+    fn apply(&self, state: MachineState) -> Result<(), BuildError> {
+        let Life::Stopped(vcpus) = &self.life else {
+            return Ok(());
+        };
+        self.check(&state, vcpus.len())?;
+        for (vcpu, state) in vcpus.iter().zip(&state.vcpus) {
+            vcpu.restore(state)?;
+        }
+        self.vm.restore(&state.vm)?;
+        for (slot, state) in self.bus.slots().iter().zip(state.slots) {
+            slot.restore(state)?;
+        }
+        if let Some(serial) = state.serial {
+            self.bus.restore_serial(serial);
+        }
+        Ok(())
+    }
+
+    /// Matches what the state holds with what the machine has, by name.
+    fn check(&self, state: &MachineState, vcpus: usize) -> Result<(), RestoreError> {
+        let mismatch = |why: String| RestoreError::Mismatch {
+            unit: "machine".to_owned(),
+            why,
+        };
+        if state.epoch != EPOCH {
+            return Err(mismatch(format!(
+                "it has epoch {}, not {EPOCH}",
+                state.epoch
+            )));
+        }
+        if state.vcpus.len() != vcpus {
+            return Err(mismatch(format!(
+                "it had {} vCPUs, not {vcpus}",
+                state.vcpus.len()
+            )));
+        }
+        let have: Vec<&str> = self.bus.slots().iter().map(|slot| slot.unit()).collect();
+        let saved: Vec<&str> = state.slots.iter().map(|slot| slot.unit.as_str()).collect();
+        if have == saved {
+            return Ok(());
+        }
+        if let Some(unit) = have.iter().find(|unit| !saved.contains(unit)) {
+            return Err(RestoreError::Missing((*unit).to_owned()));
+        }
+        if let Some(unit) = saved.iter().find(|unit| !have.contains(unit)) {
+            return Err(RestoreError::Unknown((*unit).to_owned()));
+        }
+        Err(mismatch(format!(
+            "it had the devices {saved:?}, not {have:?}"
+        )))
+    }
+}
