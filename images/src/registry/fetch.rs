@@ -14,7 +14,7 @@ use crate::store::{ImageStore, Ingest, StoreError};
 
 const FIRST_DELAY: Duration = Duration::from_millis(250);
 const LONGEST_DELAY: Duration = Duration::from_secs(8);
-/// An attempt that brought at least this much does not count as one that failed.
+/// An attempt that got this much further does not count as one that failed.
 const WORTHWHILE_BYTES: u64 = 256 * 1024;
 const REPORT_BYTES: u64 = 256 * 1024;
 
@@ -49,7 +49,7 @@ impl Fetcher<'_> {
                     .map_err(|f| f.error)?;
             } else if failure.transient && attempt < self.options.attempts {
                 attempt += 1;
-                self.runtime.block_on(tokio::time::sleep(delay(attempt)));
+                self.pause(attempt);
             } else {
                 return Err(failure.error);
             }
@@ -64,9 +64,9 @@ impl Fetcher<'_> {
         };
         let mut attempt = 1;
         let mut renewed = false;
+        let mut best = ingest.received();
         while ingest.received() < size || size == 0 {
-            let before = ingest.received();
-            self.report(digest, before, size);
+            self.report(digest, ingest.received(), size);
             let failure = match self
                 .runtime
                 .block_on(self.transfer(&mut ingest, digest, size))
@@ -74,7 +74,9 @@ impl Fetcher<'_> {
                 Ok(()) => break,
                 Err(failure) => failure,
             };
-            if ingest.received() >= before + WORTHWHILE_BYTES {
+            // Against the best so far: who always begins anew makes no progress.
+            if ingest.received() >= best.saturating_add(WORTHWHILE_BYTES) {
+                best = ingest.received();
                 (attempt, renewed) = (1, false);
             }
             if failure.unauthorized && !renewed {
@@ -88,12 +90,18 @@ impl Fetcher<'_> {
                 self.options
                     .progress
                     .step(digest, Step::Retrying { attempt, reason });
-                self.runtime.block_on(tokio::time::sleep(delay(attempt)));
+                self.pause(attempt);
             } else {
                 return Err(self.given_up(failure, digest, ingest.received()));
             }
         }
         ingest.commit().map_err(stored)
+    }
+
+    fn pause(&self, attempt: u32) {
+        // The timer must be made inside the runtime.
+        self.runtime
+            .block_on(async { tokio::time::sleep(delay(attempt)).await });
     }
 
     /// One request, as far as it goes.

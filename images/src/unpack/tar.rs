@@ -9,6 +9,7 @@
 //! Files".
 
 use std::io::Read;
+use std::ops::Range;
 
 use tar::{EntryType, Header};
 
@@ -131,9 +132,9 @@ impl<'l, R: Read> Archive<'l, R> {
             };
             check_sum(header).map_err(malformed)?;
             let kind = header.entry_type();
-            let size = header
-                .entry_size()
-                .map_err(|_| malformed("its size is not a number"))?;
+            let size = number(&block[SIZE])
+                .and_then(|size| u64::try_from(size).ok())
+                .ok_or_else(|| malformed("its size is not a number"))?;
             match kind {
                 EntryType::GNULongName => pending.name = Some(self.read_long_name(size)?),
                 EntryType::GNULongLink => pending.link = Some(self.read_long_name(size)?),
@@ -328,33 +329,72 @@ impl Fields {
         extended: &Extended,
         kind: Kind,
     ) -> std::result::Result<Self, &'static str> {
-        let number = |value: std::io::Result<u64>| value.map_err(|_| "a field is not a number");
-        let id = |value: u64| match u32::try_from(value) {
-            // The last one means "leave as it is" to chown(2).
-            Ok(id) if id != u32::MAX => Ok(id),
-            _ => Err("an owner's ID is out of range"),
+        let bytes = header.as_bytes();
+        let field = |range: Range<usize>| number(&bytes[range]).ok_or("a field is not a number");
+        let id = |range, extended: Option<u64>| {
+            let value =
+                extended.map_or_else(|| field(range).map(i128::from), |id| Ok(id.into()))?;
+            match u32::try_from(value) {
+                // The last one means "leave as it is" to chown(2).
+                Ok(id) if id != u32::MAX => Ok(id),
+                _ => Err("an owner's ID is out of range"),
+            }
         };
-        let device = |value: std::io::Result<Option<u32>>| {
-            value
-                .map(Option::unwrap_or_default)
-                .map_err(|_| "a device's number is not one")
+        let device = |range| {
+            u32::try_from(field(range)?).map_err(|_| "the number of a device is out of range")
         };
+        let mode = field(MODE)? & 0o7777;
         Ok(Self {
-            mode: header.mode().map_err(|_| "its mode is not a number")? & 0o7777,
-            uid: id(extended.uid.map_or_else(|| number(header.uid()), Ok)?)?,
-            gid: id(extended.gid.map_or_else(|| number(header.gid()), Ok)?)?,
+            mode: u32::try_from(mode).map_err(|_| "its mode is out of range")?,
+            uid: id(UID, extended.uid)?,
+            gid: id(GID, extended.gid)?,
             mtime: match extended.mtime {
                 Some(time) => time,
-                None => (i64::try_from(number(header.mtime())?).unwrap_or(0), 0),
+                None => (field(MTIME)?, 0),
             },
             device: match kind {
-                Kind::CharDevice | Kind::BlockDevice => (
-                    device(header.device_major())?,
-                    device(header.device_minor())?,
-                ),
+                Kind::CharDevice | Kind::BlockDevice => {
+                    (device(DEVICE_MAJOR)?, device(DEVICE_MINOR)?)
+                }
                 _ => (0, 0),
             },
         })
+    }
+}
+
+/// Where the numbers of a header are (pax(1) "ustar Header Block").
+const MODE: Range<usize> = 100..108;
+const UID: Range<usize> = 108..116;
+const GID: Range<usize> = 116..124;
+const SIZE: Range<usize> = 124..136;
+const MTIME: Range<usize> = 136..148;
+const DEVICE_MAJOR: Range<usize> = 329..337;
+const DEVICE_MINOR: Range<usize> = 337..345;
+
+/// A number of a header: octal digits between spaces and NULs, nothing at all for zero, or GNU's
+/// big-endian binary with the first bit set. (The `tar` crate refuses empty fields, which tools
+/// do write, and reads negative numbers as positive ones.)
+fn number(field: &[u8]) -> Option<i64> {
+    match field {
+        [first @ 0x80..=0xff, rest @ ..] => {
+            let negative = first & 0x40 != 0;
+            let top = i128::from(first & 0x3f) - if negative { 0x40 } else { 0 };
+            // Twelve bytes at most fit 128 bits.
+            let value = rest
+                .iter()
+                .fold(top, |value, byte| (value << 8) | i128::from(*byte));
+            i64::try_from(value).ok()
+        }
+        _ => {
+            let blank = |b: &u8| matches!(b, b' ' | 0);
+            let start = field.iter().position(|b| !blank(b)).unwrap_or(field.len());
+            let text = &field[start..];
+            let text = &text[..text.iter().position(blank).unwrap_or(text.len())];
+            text.iter().try_fold(0_i64, |value, digit| match digit {
+                b'0'..=b'7' => Some(value * 8 + i64::from(digit - b'0')),
+                _ => None,
+            })
+        }
     }
 }
 
@@ -395,5 +435,35 @@ fn check_sum(header: &Header) -> std::result::Result<(), &'static str> {
         Ok(())
     } else {
         Err("its checksum is wrong")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::number;
+
+    #[test]
+    fn numbers_of_headers() {
+        for (field, value) in [
+            (&b"0000644\0"[..], Some(0o644)),
+            (b"  644 \0\0", Some(0o644)),
+            (b"\0\0\0\0\0\0\0\0", Some(0)),
+            (b"        ", Some(0)),
+            (b"77777777777\0", Some(0o77_777_777_777)),
+            (b"777777777777", Some(0o777_777_777_777)),
+            (b"\x80\0\0\0\0\0\x01\x02", Some(258)),
+            (b"\xff\xff\xff\xff\xff\xff\xff\xfe", Some(-2)),
+            (
+                b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff",
+                Some(i64::MAX),
+            ),
+            (b"\x80\0\0\0\x80\0\0\0\0\0\0\0", None),
+            (b"\xbf\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", None),
+            (b"0000648\0", None),
+            (b"-000644\0", None),
+            (b"0x00644\0", None),
+        ] {
+            assert_eq!(number(field), value, "{field:?}");
+        }
     }
 }
