@@ -37,6 +37,8 @@ pub struct Container {
     plan: Plan,
     store: Store,
     monitor: PathBuf,
+    /// The right to run it, from its making to its start.
+    claim: Option<File>,
 }
 
 impl Container {
@@ -46,7 +48,12 @@ impl Container {
             plan,
             store,
             monitor,
+            claim: None,
         }
+    }
+
+    pub(crate) fn claimed_by(self, claim: Option<File>) -> Self {
+        Self { claim, ..self }
     }
 
     /// Its id, 64 hexadecimal digits.
@@ -101,9 +108,11 @@ impl Container {
     /// # Errors
     /// [`EngineError::Start`] says how far the start came.
     pub fn start(&mut self, attach: bool) -> Result<Option<ProcessStream>, EngineError> {
-        let Some(lock) = self.store.claim(&self.entry)? else {
-            return Err(EngineError::IsRunning(self.plan.id.clone()));
+        let claim = match self.claim.take() {
+            Some(claim) => Some(claim),
+            None => self.store.claim(&self.entry)?,
         };
+        let lock = claim.ok_or_else(|| EngineError::IsRunning(self.plan.id.clone()))?;
         self.entry.make_run_directory()?;
         let failed = |source| EngineError::Host {
             action: format!("start the monitor \"{}\"", self.monitor.display()),
@@ -116,15 +125,15 @@ impl Container {
         .map_err(failed)?;
         let launched = launch(&self.monitor, &self.entry, lock, far).map_err(failed)?;
         if let Err(failure) = launched.readiness() {
-            self.clear_failed_start();
+            self.clear_abandoned();
             return Err(failure.into());
         }
         let stream = near.map(ProcessStream::new).transpose();
         stream.map_err(failed)
     }
 
-    /// A monitor that was killed before it could record anything, and was to leave nothing.
-    fn clear_failed_start(&self) {
+    /// Removes what a monitor that was killed should have removed.
+    pub(crate) fn clear_abandoned(&self) {
         if self.plan.auto_remove
             && let Ok(Some(lock)) = self.store.claim(&self.entry)
         {
@@ -132,6 +141,10 @@ impl Container {
             // The sweep gets what stays.
             let _ = self.store.remove(&self.entry, &lock);
         }
+    }
+
+    pub(crate) fn exists(&self) -> bool {
+        self.entry.directory.is_dir()
     }
 
     /// Attaches to the first process: output from now on, stdin if the container is
@@ -227,7 +240,10 @@ impl Container {
             Err(error) => return Err(error),
         }
         match self.status()? {
-            Status::Exited(record) => Ok(record),
+            Status::Exited(record) => {
+                self.clear_abandoned();
+                Ok(record)
+            }
             _ => Err(EngineError::NotRunning(self.plan.id.clone())),
         }
     }
@@ -327,7 +343,8 @@ impl Container {
     ///
     /// # Errors
     /// [`EngineError::IsRunning`] without `force`.
-    pub fn remove(self, force: bool) -> Result<(), EngineError> {
+    pub fn remove(mut self, force: bool) -> Result<(), EngineError> {
+        drop(self.claim.take());
         let lock = match self.claimed()? {
             Some(lock) => lock,
             None if force => match self.kill_monitor()? {

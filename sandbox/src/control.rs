@@ -104,6 +104,28 @@ pub struct Report {
     pub attached: usize,
     /// Defences that are in force, by name.
     pub jail: Vec<String>,
+    /// When the start passed each of its stages.
+    #[serde(default)]
+    pub marks: Marks,
+    /// Requests that the guest has made of its shares.
+    #[serde(default)]
+    pub fs_requests: u64,
+}
+
+/// When a start passed each of its stages, in nanoseconds of the host's `CLOCK_MONOTONIC`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Marks {
+    /// The monitor's `main`.
+    pub monitor: u64,
+    /// The VM is built and its guest about to run.
+    pub built: u64,
+    /// The agent's first instructions: the guest's first user space.
+    pub agent: u64,
+    /// The agent's hello: it takes requests from here on.
+    pub ready: u64,
+    /// The container's first process runs.
+    pub started: u64,
 }
 
 /// A control connection that broke.

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
-use crate::cgroup;
 use crate::container::Container;
 use crate::control::ControlError;
 use crate::exit::CODE_HULL_FAILED;
@@ -109,8 +108,9 @@ impl Engine {
             let plan = plan::plan(request, identity, &self.settings, &facts)?;
             Ok::<_, EngineError>(plan)
         };
-        let (entry, plan) = self.store.create(request.name.as_deref(), planned)?;
-        Ok(self.container(entry, plan))
+        let created = self.store.create(request.name.as_deref(), planned)?;
+        let container = self.container(created.entry, created.plan);
+        Ok(container.claimed_by(created.claim))
     }
 
     /// The container with this id, unique beginning of an id, or name.
@@ -123,7 +123,8 @@ impl Engine {
         Ok(self.container(entry, plan))
     }
 
-    /// Every container, the newest first.
+    /// Every container, the newest first; those that were to leave nothing and whose monitor
+    /// was killed are removed in passing.
     ///
     /// # Errors
     /// If the store can't be read.
@@ -131,7 +132,13 @@ impl Engine {
         let mut containers = Vec::new();
         for entry in self.store.list()? {
             match entry.plan() {
-                Ok(plan) => containers.push(self.container(entry, plan)),
+                Ok(plan) => {
+                    let container = self.container(entry, plan);
+                    container.clear_abandoned();
+                    if container.exists() {
+                        containers.push(container);
+                    }
+                }
                 // Removed since the directory was read.
                 Err(error) if error.is_missing() => {}
                 Err(error) => return Err(error.into()),
@@ -146,24 +153,10 @@ impl Engine {
     /// # Errors
     /// If the store can't be read.
     pub fn sweep(&self) -> Result<usize, EngineError> {
-        let mut cleared = self.store.clear_remains()?;
-        for entry in self.store.list()? {
-            let Ok(plan) = entry.plan() else { continue };
-            if !plan.auto_remove {
-                continue;
-            }
-            match self.store.claim(&entry) {
-                Ok(Some(lock)) => {
-                    cgroup::remove(entry.id());
-                    self.store.remove(&entry, &lock)?;
-                    cleared += 1;
-                }
-                Ok(None) => {}
-                Err(error) if error.is_missing() => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(cleared)
+        let cleared = self.store.clear_remains()?;
+        let before = self.store.list()?.len();
+        let after = self.list()?.len();
+        Ok(cleared + before.saturating_sub(after))
     }
 
     fn container(&self, entry: Entry, plan: plan::Plan) -> Container {

@@ -25,6 +25,8 @@ pub struct Settings {
     pub registries: Registries,
     /// The hypervisor's device.
     pub kvm: PathBuf,
+    /// Starts VMs where the hypervisor's device emulates a guest's kernel, however slowly.
+    pub allow_emulated_kvm: bool,
 }
 
 /// Hull's own parts on this host.
@@ -83,6 +85,7 @@ struct SettingsFile {
     state_dir: Option<PathBuf>,
     run_dir: Option<PathBuf>,
     kvm: Option<PathBuf>,
+    allow_emulated_kvm: bool,
     assets: AssetsFile,
     defaults: Defaults,
     registries: Registries,
@@ -188,6 +191,7 @@ impl Settings {
             },
             defaults: file.defaults,
             registries: file.registries,
+            allow_emulated_kvm: file.allow_emulated_kvm,
             kvm: file.kvm.unwrap_or_else(|| PathBuf::from("/dev/kvm")),
         }
     }

@@ -12,19 +12,23 @@
 //!
 //! Owns that layout. Refuses to judge what a container does.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
+mod files;
+#[cfg(test)]
+mod tests;
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use crate::names;
 use crate::plan::Plan;
 use crate::settings::Settings;
 use crate::state::{ExitRecord, Running};
+
+use files::{directory_names, make_directory, private_file, read, remove_tree, write_atomically};
 
 const PLAN: &str = "plan.json";
 const LOCK: &str = "lock";
@@ -97,7 +101,8 @@ impl Store {
         }
     }
 
-    /// Gives a container its directory and its name. `planned` is called with the id and the
+    /// Gives a container its directory and its name, and the caller the right to run it, so that
+    /// nobody takes it for one that was left behind. `planned` is called with the id and the
     /// name, which is a made-up one unless `name` asks for one.
     ///
     /// # Errors
@@ -106,7 +111,7 @@ impl Store {
         &self,
         name: Option<&str>,
         planned: impl FnOnce(String, String) -> Result<Plan, E>,
-    ) -> Result<(Entry, Plan), E> {
+    ) -> Result<Created, E> {
         make_directory(&self.containers)?;
         make_directory(&self.names)?;
         let id = names::id();
@@ -121,7 +126,7 @@ impl Store {
         let plan = planned(id.clone(), name)?;
         let fresh = self.containers.join(format!(".{id}.new"));
         match self.fill(&fresh, &plan) {
-            Ok(entry) => Ok((entry, plan)),
+            Ok((entry, claim)) => Ok(Created { entry, plan, claim }),
             Err(error) => {
                 // The first error is the one to tell; the sweep clears what stays.
                 let _ = fs::remove_dir_all(&fresh);
@@ -130,11 +135,12 @@ impl Store {
         }
     }
 
-    fn fill(&self, fresh: &Path, plan: &Plan) -> Result<Entry, StoreError> {
+    fn fill(&self, fresh: &Path, plan: &Plan) -> Result<(Entry, Option<File>), StoreError> {
         make_directory(fresh)?;
         write_atomically(fresh, PLAN, plan, !plan.auto_remove)?;
         let lock = fresh.join(LOCK);
         private_file(&lock).map_err(disk("create", &lock))?;
+        let claim = try_lock(&lock)?;
         let directory = self.containers.join(&plan.id);
         let name = self.names.join(&plan.name);
         // The name first: a name without a container is free, a container always has its name.
@@ -146,10 +152,8 @@ impl Store {
         }
         symlink(&plan.id, &name).map_err(disk("create", &name))?;
         fs::rename(fresh, &directory).map_err(disk("rename", fresh))?;
-        Ok(Entry {
-            directory,
-            run: self.run.join(&plan.id),
-        })
+        let run = self.run.join(&plan.id);
+        Ok((Entry { directory, run }, claim))
     }
 
     /// The container with this name, id, or unique beginning of an id.
@@ -192,14 +196,8 @@ impl Store {
     /// # Errors
     /// If the disk refuses. `None` is somebody else's having it.
     pub fn claim(&self, entry: &Entry) -> Result<Option<File>, StoreError> {
-        let path = entry.directory.join(LOCK);
         let _guard = self.guard()?;
-        let lock = File::open(&path).map_err(disk("open", &path))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(lock)),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(error) => Err(disk("lock", &path)(error.into())),
-        }
+        try_lock(&entry.directory.join(LOCK))
     }
 
     /// Whether a container's monitor (or who starts it) lives.
@@ -207,10 +205,15 @@ impl Store {
     /// # Errors
     /// If the disk refuses.
     pub fn is_alive(&self, entry: &Entry) -> Result<bool, StoreError> {
-        match self.claim(entry) {
-            Ok(claim) => Ok(claim.is_none()),
-            Err(error) if error.is_missing() => Ok(false),
-            Err(error) => Err(error),
+        let ask = || {
+            let _guard = self.guard()?;
+            // Unlocked before the guard is, so that asking never stands in a claim's way.
+            let lock = try_lock(&entry.directory.join(LOCK))?;
+            Ok(lock.is_none())
+        };
+        match ask() {
+            Err(error) if StoreError::is_missing(&error) => Ok(false),
+            result => result,
         }
     }
 
@@ -342,6 +345,26 @@ impl StoreError {
     }
 }
 
+fn try_lock(path: &Path) -> Result<Option<File>, StoreError> {
+    let lock = File::open(path).map_err(disk("open", path))?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(lock)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(disk("lock", path)(error.into())),
+    }
+}
+
+/// A container that was just made, and the right to run it.
+#[derive(Debug)]
+pub struct Created {
+    /// Where it lies.
+    pub entry: Entry,
+    /// What it was made to be.
+    pub plan: Plan,
+    /// See [`Store::claim`].
+    pub claim: Option<File>,
+}
+
 /// Where one container lies on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -443,78 +466,4 @@ impl Entry {
         }
         Ok(())
     }
-}
-
-fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(disk("read", path)(error)),
-    };
-    serde_json::from_slice(&bytes)
-        .map(Some)
-        .map_err(|source| StoreError::Malformed {
-            path: path.to_owned(),
-            source,
-        })
-}
-
-/// Whole or not at all; also after a power cut if it is `durable`.
-fn write_atomically<T: Serialize>(
-    directory: &Path,
-    name: &str,
-    value: &T,
-    durable: bool,
-) -> Result<(), StoreError> {
-    let path = directory.join(name);
-    let fresh = directory.join(format!("{name}.new"));
-    let bytes = serde_json::to_vec(value).map_err(|source| StoreError::Malformed {
-        path: path.clone(),
-        source,
-    })?;
-    let write = || {
-        let mut file = private_file(&fresh)?;
-        file.write_all(&bytes)?;
-        if durable {
-            file.sync_data()?;
-        }
-        fs::rename(&fresh, &path)
-    };
-    write().map_err(disk("write", &path))
-}
-
-fn private_file(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)
-}
-
-fn make_directory(path: &Path) -> Result<(), StoreError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(disk("create", path))
-}
-
-fn remove_tree(path: &Path) -> Result<(), StoreError> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(disk("remove", path)(error)),
-        _ => Ok(()),
-    }
-}
-
-fn directory_names(path: &Path) -> Result<Vec<String>, StoreError> {
-    let entries = match fs::read_dir(path) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(disk("read", path)(error)),
-    };
-    entries
-        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
-        .collect::<io::Result<_>>()
-        .map_err(disk("read", path))
 }

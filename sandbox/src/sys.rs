@@ -6,6 +6,7 @@
     reason = "descriptors by number, code between fork and exec, unshare(2)"
 )]
 
+use std::arch::x86_64::__cpuid;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
@@ -102,7 +103,24 @@ pub(crate) fn private_mounts() -> io::Result<()> {
     Ok(())
 }
 
+/// Whether this processor can run a guest's kernel itself (Intel SDM, CPUID leaf 1; AMD APM,
+/// leaf 0x8000_0001).
+pub(crate) fn has_virtualization() -> bool {
+    const VMX: u32 = 1 << 5;
+    const SVM: u32 = 1 << 2;
+    let intel = __cpuid(1).ecx & VMX != 0;
+    let amd = __cpuid(0x8000_0000).eax > 0x8000_0000 && __cpuid(0x8000_0001).ecx & SVM != 0;
+    intel || amd
+}
+
 /// The path by which this process names an open descriptor.
 pub(crate) fn descriptor_path(descriptor: impl AsFd) -> String {
     format!("/proc/self/fd/{}", descriptor.as_fd().as_raw_fd())
+}
+
+/// The host's `CLOCK_MONOTONIC` (clock_gettime(2)), in nanoseconds.
+pub(crate) fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+    seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or_default()
 }

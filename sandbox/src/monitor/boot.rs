@@ -14,8 +14,10 @@ use hull_proto::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::de::DeserializeOwned;
 
+use crate::control::Marks;
 use crate::names;
 use crate::plan::Plan;
+use crate::sys;
 
 use super::guest::Guest;
 use super::peer::Peer;
@@ -62,6 +64,8 @@ pub(super) struct Agent {
     lines: LineDecoder,
     /// The guest kernel's release.
     pub(super) kernel: String,
+    /// When the start passed its stages, as far as it has come.
+    pub(super) marks: Marks,
 }
 
 /// The first process and its stream.
@@ -90,6 +94,7 @@ pub(super) fn hello(
     socket.set_nonblocking(true)?;
     let mut lines = LineDecoder::default();
     let hello: Hello = receive(guest, &socket, &mut lines, deadline, limit)?;
+    let ready = sys::monotonic_ns();
     if hello.generation != GENERATION {
         return Err(BootError::Generation(hello.generation));
     }
@@ -97,10 +102,26 @@ pub(super) fn hello(
         socket,
         lines,
         kernel: hello.kernel,
+        marks: Marks {
+            agent: ready.saturating_sub(hello.awake_ns),
+            ready,
+            ..Marks::default()
+        },
     })
 }
 
 impl Agent {
+    /// One that says nothing, for tests of what doesn't listen to it.
+    #[cfg(test)]
+    pub(super) fn mute(socket: UnixStream) -> Self {
+        Self {
+            socket,
+            lines: LineDecoder::default(),
+            kernel: String::new(),
+            marks: Marks::default(),
+        }
+    }
+
     /// Gives the guest its identity.
     pub(super) fn setup(
         &mut self,

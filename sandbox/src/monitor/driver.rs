@@ -31,8 +31,6 @@ const CLIENT_BACKLOG: usize = 256 * 1024;
 const AGENT_BACKLOG: usize = STDIN_WINDOW + 64 * 1024;
 /// Most clients at a time.
 const MAX_CLIENTS: usize = 256;
-/// What a killed container may take before its VM is ended.
-const KILL_GRACE: Duration = Duration::from_secs(3);
 const SIGKILL: u8 = 9;
 
 /// How the container ended.
@@ -51,7 +49,7 @@ pub(super) struct Driver<'a> {
     plan: &'a Plan,
     guest: Box<dyn Guest>,
     /// Held open: its end would be the agent's.
-    _control: Agent,
+    control: Agent,
     agent: Peer,
     decoder: Decoder,
     log: LogWriter,
@@ -62,6 +60,7 @@ pub(super) struct Driver<'a> {
     stop_at: Option<Instant>,
     guest_pid: u32,
     jail: Vec<String>,
+    kill_grace: Duration,
     chunk: Vec<u8>,
 }
 
@@ -76,6 +75,8 @@ pub(super) struct Parts<'a> {
     /// The client that was attached before the start.
     pub(super) attached: Option<UnixStream>,
     pub(super) jail: Vec<String>,
+    /// What a killed container may take before its VM is ended.
+    pub(super) kill_grace: Duration,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -91,7 +92,7 @@ impl<'a> Driver<'a> {
         let mut driver = Self {
             plan: parts.plan,
             guest: parts.guest,
-            _control: parts.agent,
+            control: parts.agent,
             agent: parts.started.peer,
             decoder: parts.started.decoder,
             log: parts.log,
@@ -102,6 +103,7 @@ impl<'a> Driver<'a> {
             stop_at: None,
             guest_pid: parts.started.guest_pid,
             jail: parts.jail,
+            kill_grace: parts.kill_grace,
             chunk: vec![0; 64 * 1024],
         };
         if !driver.plan.interactive && !driver.plan.tty {
@@ -285,7 +287,7 @@ impl<'a> Driver<'a> {
             self.agent.send_frame(&Frame::Signal { signal, all });
         }
         if signal == SIGKILL {
-            let deadline = Instant::now() + KILL_GRACE;
+            let deadline = Instant::now() + self.kill_grace;
             self.stop_at = Some(self.stop_at.map_or(deadline, |known| known.min(deadline)));
         }
     }
@@ -404,6 +406,8 @@ impl<'a> Driver<'a> {
                 pid: std::process::id(),
                 attached,
                 jail: self.jail.clone(),
+                marks: self.control.marks,
+                fs_requests: self.guest.fs_requests(),
             })),
             Request::Wait => client.role = Role::Waiting,
             Request::Signal { signal, all } => {

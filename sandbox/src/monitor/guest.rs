@@ -14,6 +14,10 @@ pub(super) trait Guest {
     fn ending(&self) -> Option<String>;
     /// The last lines of its console.
     fn console(&self) -> Vec<String>;
+    /// Requests that it has made of its shares.
+    fn fs_requests(&self) -> u64 {
+        0
+    }
     /// Ends it at once. Idempotent.
     fn stop(&mut self);
 }

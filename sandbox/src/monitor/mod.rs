@@ -53,6 +53,9 @@ use vm::{Opened, Vm};
 /// Descriptors that a monitor may have: the kernel's own limit for a process.
 const DESCRIPTORS: u64 = 1 << 20;
 
+/// What a killed container may take before its VM is ended.
+const KILL_GRACE: Duration = Duration::from_secs(3);
+
 /// The whole life of the monitor process. Its exit code tells nothing: the record does.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -72,6 +75,7 @@ struct Monitor {
     lock: File,
     readiness: File,
     attached: Option<UnixStream>,
+    began: u64,
 }
 
 /// A start that stopped at a stage.
@@ -107,6 +111,7 @@ impl Monitor {
             lock: inherited.lock,
             readiness: inherited.readiness,
             attached: inherited.attached,
+            began: sys::monotonic_ns(),
         }
     }
 
@@ -144,6 +149,7 @@ impl Monitor {
         let limit = Duration::from_secs(u64::from(plan.vm.boot_timeout_s));
         let (mut vm, dials) = Vm::build(&plan.vm, opened).map_err(stage("build"))?;
         let jail = jail::enter().map_err(stage("jail"))?;
+        let built = sys::monotonic_ns();
         let watch = vm.start().map_err(stage("build"))?;
         let failed =
             |stage: &'static str, vm: &Vm, error: &BootError| boot_failed(stage, vm, error);
@@ -153,6 +159,9 @@ impl Monitor {
             .setup(&vm, plan, limit)
             .map_err(|e| failed("setup", &vm, &e))?;
         let started = boot::spawn(&vm, plan, limit).map_err(|e| failed("spawn", &vm, &e))?;
+        agent.marks.monitor = self.began;
+        agent.marks.built = built;
+        agent.marks.started = sys::monotonic_ns();
         let running = Running {
             monitor_pid: std::process::id(),
             guest_pid: started.guest_pid,
@@ -168,6 +177,7 @@ impl Monitor {
             listener,
             attached,
             jail,
+            kill_grace: KILL_GRACE,
         })
         .map_err(stage("spawn"))?;
         self.entry.write_running(&running).map_err(stage("spawn"))?;
@@ -280,6 +290,10 @@ fn raise_descriptor_limit() {
 /// Something that the VM needs and that can't be opened.
 #[derive(Debug, thiserror::Error)]
 enum OpenError {
+    #[error(
+        "this host's {path} emulates guest kernels: its processor has neither vmx nor svm, and a boot would take hours (see hull doctor; allow_emulated_kvm in the settings goes on regardless)"
+    )]
+    Emulated { path: PathBuf },
     #[error("cannot open {what} \"{path}\"")]
     Path {
         what: &'static str,
@@ -307,6 +321,10 @@ fn open(entry: &Entry, plan: &Plan) -> Result<Opened, Failed> {
             source,
         })
     };
+    if !plan.vm.allow_emulated_kvm && !sys::has_virtualization() {
+        let path = plan.vm.kvm.clone();
+        return Err(stage("open")(OpenError::Emulated { path }));
+    }
     let kvm = rustix::fs::open(&plan.vm.kvm, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|error| OpenError::Path {
             what: "the hypervisor's device",

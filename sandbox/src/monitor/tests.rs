@@ -1,1 +1,373 @@
+//! The driver against a guest of our own: no VM, the same streams.
 
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+
+use hull_proto::{Decoder, MAX_FROM_GUEST, MAX_FROM_HOST, encode};
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::*;
+use crate::control::{self, Reply, Request};
+use crate::plan::{HostFacts, Identity};
+use crate::request::{Root, RunRequest};
+use crate::settings::Settings;
+use crate::stream::ProcessStream;
+
+/// A guest whose agent is the test.
+struct Fake {
+    ended: Arc<OwnedFd>,
+    ending: Arc<Mutex<Option<String>>>,
+    streams: Sender<UnixStream>,
+}
+
+impl Guest for Fake {
+    fn connect(&self, _port: u32) -> io::Result<UnixStream> {
+        let (near, far) = UnixStream::pair()?;
+        self.streams.send(far).map_err(io::Error::other)?;
+        Ok(near)
+    }
+
+    fn ended(&self) -> BorrowedFd<'_> {
+        self.ended.as_fd()
+    }
+
+    fn ending(&self) -> Option<String> {
+        self.ending.lock().unwrap().clone()
+    }
+
+    fn console(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn stop(&mut self) {
+        self.ending
+            .lock()
+            .unwrap()
+            .get_or_insert("stopped".to_owned());
+    }
+}
+
+/// A running driver and everything around it.
+struct Bench {
+    directory: tempfile::TempDir,
+    agent: Agentish,
+    client: ProcessStream,
+    streams: Receiver<UnixStream>,
+    ended: Arc<OwnedFd>,
+    ending: Arc<Mutex<Option<String>>>,
+    driver: JoinHandle<(ExitRecord, Vec<u8>)>,
+}
+
+/// The agent's side of a process stream.
+struct Agentish {
+    socket: UnixStream,
+    decoder: Decoder,
+}
+
+impl Agentish {
+    fn send(&mut self, frame: &Frame) {
+        let mut bytes = Vec::new();
+        encode(frame, &mut bytes).unwrap();
+        self.socket.write_all(&bytes).unwrap();
+    }
+
+    fn receive(&mut self) -> Option<Frame> {
+        let mut chunk = [0; 4096];
+        loop {
+            if let Some(frame) = self.decoder.take().unwrap() {
+                return Some(frame);
+            }
+            match self.socket.read(&mut chunk).unwrap() {
+                0 => return None,
+                count => self.decoder.feed(&chunk[..count]),
+            }
+        }
+    }
+}
+
+use hull_proto::Frame;
+
+fn plan(change: impl FnOnce(&mut RunRequest)) -> Plan {
+    let mut request = RunRequest::new(Root::Directory("/".into()));
+    request.command = vec!["/bin/true".to_owned()];
+    change(&mut request);
+    let settings = Settings::load().unwrap();
+    let identity = Identity {
+        id: "a".repeat(64),
+        name: "a".to_owned(),
+        created_at: Timestamp::UNIX_EPOCH,
+    };
+    let facts = HostFacts {
+        cpus: 1,
+        memory_bytes: 1 << 40,
+        files: Vec::new(),
+    };
+    crate::plan::plan(&request, identity, &settings, &facts).unwrap()
+}
+
+fn bench(change: impl FnOnce(&mut RunRequest)) -> Bench {
+    let directory = tempfile::tempdir().unwrap();
+    let plan = plan(change);
+    let (near, far) = UnixStream::pair().unwrap();
+    let (client, attached) = UnixStream::pair().unwrap();
+    let (streams_in, streams) = mpsc::channel();
+    let ended = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
+    let ending = Arc::new(Mutex::new(None));
+    let guest = Fake {
+        ended: Arc::clone(&ended),
+        ending: Arc::clone(&ending),
+        streams: streams_in,
+    };
+    let listener = UnixListener::bind(directory.path().join("control.sock")).unwrap();
+    let log_path = directory.path().join("log.json");
+    let driver = thread::spawn(move || {
+        let mut driver = Driver::new(Parts {
+            plan: &plan,
+            guest: Box::new(guest),
+            started: boot::Started {
+                peer: peer::Peer::new(near).unwrap(),
+                decoder: Decoder::new(MAX_FROM_GUEST),
+                guest_pid: 7,
+            },
+            agent: boot::Agent::mute(UnixStream::pair().unwrap().0),
+            log: LogWriter::open(log_path.clone(), 1 << 30).unwrap(),
+            listener,
+            attached: Some(attached),
+            jail: Vec::new(),
+            kill_grace: Duration::from_millis(10),
+        })
+        .unwrap();
+        let end = driver.run().unwrap();
+        let mut clients = driver.finish();
+        let (record, status) = record(end, None);
+        for client in &mut clients {
+            client.tell_end(&record, status);
+        }
+        driver::flush(clients).unwrap();
+        (record, fs::read(log_path).unwrap())
+    });
+    let mut bench = Bench {
+        directory,
+        agent: Agentish {
+            socket: far,
+            decoder: Decoder::new(MAX_FROM_HOST),
+        },
+        client: ProcessStream::new(client).unwrap(),
+        streams,
+        ended,
+        ending,
+        driver,
+    };
+    assert_eq!(
+        bench.client.receive().unwrap(),
+        Some(Frame::Started { pid: 7 })
+    );
+    bench
+}
+
+impl Bench {
+    fn control(&self) -> UnixStream {
+        UnixStream::connect(self.directory.path().join("control.sock")).unwrap()
+    }
+
+    fn ask(&self, request: Request) -> Reply {
+        let socket = self.control();
+        control::ask(&socket, request).unwrap();
+        control::answer(&socket).unwrap()
+    }
+
+    fn exit(&mut self, code: u8) {
+        self.agent.send(&Frame::Exited(ExitStatus::Exited(code)));
+    }
+
+    fn end(&self, why: &str) {
+        *self.ending.lock().unwrap() = Some(why.to_owned());
+        rustix::io::write(&*self.ended, &1u64.to_ne_bytes()).unwrap();
+    }
+}
+
+#[test]
+fn output_reaches_the_client_and_the_log_and_the_end_comes_last() {
+    let mut bench = bench(|_| {});
+    assert_eq!(bench.agent.receive(), Some(Frame::StdinEof));
+    bench.agent.send(&Frame::Stdout(b"out\n".to_vec()));
+    bench.agent.send(&Frame::Stderr(b"err".to_vec()));
+    bench.exit(3);
+    assert_eq!(
+        bench.client.receive().unwrap(),
+        Some(Frame::Stdout(b"out\n".to_vec()))
+    );
+    assert_eq!(
+        bench.client.receive().unwrap(),
+        Some(Frame::Stderr(b"err".to_vec()))
+    );
+    let exited = Frame::Exited(ExitStatus::Exited(3));
+    assert_eq!(bench.client.receive().unwrap(), Some(exited));
+    assert_eq!(bench.client.receive().unwrap(), None);
+    let (record, log) = bench.driver.join().unwrap();
+    assert_eq!((record.code, record.error), (3, None));
+    let log = String::from_utf8(log).unwrap();
+    assert!(
+        log.contains(r#"{"log":"out\n","stream":"stdout","#),
+        "{log}"
+    );
+    assert!(log.contains(r#"{"log":"err","stream":"stderr","#), "{log}");
+}
+
+#[test]
+fn a_client_that_leaves_ends_stdin_and_nothing_else() {
+    let mut bench = bench(|request| request.interactive = true);
+    bench.client.send(&Frame::Stdin(b"hi".to_vec())).unwrap();
+    assert_eq!(bench.agent.receive(), Some(Frame::Stdin(b"hi".to_vec())));
+    let (near, _far) = UnixStream::pair().unwrap();
+    drop(std::mem::replace(
+        &mut bench.client,
+        ProcessStream::new(near).unwrap(),
+    ));
+    assert_eq!(bench.agent.receive(), Some(Frame::StdinEof));
+    bench.agent.send(&Frame::StdinAck(2));
+    assert_eq!(bench.ask(Request::Ping), Reply::Ok);
+    bench.exit(0);
+    assert_eq!(bench.driver.join().unwrap().0.code, 0);
+}
+
+#[test]
+fn a_slow_client_holds_the_process_up_and_loses_nothing() {
+    let mut bench = bench(|_| {});
+    let total = 50 * 65536;
+    let mut agent = bench.agent;
+    let sender = thread::spawn(move || {
+        for _ in 0..50 {
+            agent.send(&Frame::Stdout(vec![7; 65536]));
+        }
+        agent.send(&Frame::Exited(ExitStatus::Exited(0)));
+        agent
+    });
+    let mut seen = 0;
+    while let Some(frame) = bench.client.receive().unwrap() {
+        if let Frame::Stdout(data) = frame {
+            seen += data.len();
+        }
+    }
+    assert_eq!(seen, total);
+    drop(sender.join().unwrap());
+    assert_eq!(bench.driver.join().unwrap().0.code, 0);
+}
+
+#[test]
+fn stop_asks_kills_and_ends_the_vm_of_a_guest_that_ignores_all() {
+    let mut bench = bench(|request| request.stop_signal = Some("QUIT".to_owned()));
+    assert_eq!(bench.agent.receive(), Some(Frame::StdinEof));
+    let waiter = bench.control();
+    control::ask(&waiter, Request::Wait).unwrap();
+    let stopper = bench.control();
+    let request = Request::Stop {
+        signal: None,
+        timeout_ms: Some(10),
+    };
+    control::ask(&stopper, request).unwrap();
+    let signal = |signal, all| Some(Frame::Signal { signal, all });
+    assert_eq!(bench.agent.receive(), signal(3, false));
+    assert_eq!(bench.agent.receive(), signal(9, true));
+    for socket in [waiter, stopper] {
+        let Reply::Ended(record) = control::answer(&socket).unwrap() else {
+            panic!("no end");
+        };
+        assert_eq!((record.code, record.signal), (137, Some(9)));
+    }
+    bench.driver.join().unwrap();
+}
+
+#[test]
+fn a_guest_that_dies_is_told_with_what_it_said_before() {
+    let mut bench = bench(|_| {});
+    bench.agent.send(&Frame::Stdout(b"last words\n".to_vec()));
+    bench.end("the guest's kernel panicked");
+    assert_eq!(
+        bench.client.receive().unwrap(),
+        Some(Frame::Stdout(b"last words\n".to_vec()))
+    );
+    assert_eq!(bench.client.receive().unwrap(), None);
+    let (record, log) = bench.driver.join().unwrap();
+    assert_eq!(record.code, CODE_HULL_FAILED);
+    assert_eq!(record.error.as_deref(), Some("the guest's kernel panicked"));
+    assert!(String::from_utf8(log).unwrap().contains("last words"));
+}
+
+#[test]
+fn an_agent_that_breaks_the_rules_ends_its_container() {
+    let mut bench = bench(|_| {});
+    bench.agent.socket.write_all(&[0, 0, 0, 0, 99]).unwrap();
+    let (record, _) = bench.driver.join().unwrap();
+    assert_eq!(record.code, CODE_HULL_FAILED);
+    assert!(record.error.unwrap().contains("unknown kind"));
+}
+
+#[test]
+fn an_exec_gets_a_stream_of_its_own() {
+    let mut bench = bench(|_| {});
+    let socket = bench.control();
+    control::ask(&socket, Request::Exec).unwrap();
+    let mut stream = UnixStream::from(control::answer_with_fd(&socket).unwrap());
+    let mut agent = bench.streams.recv().unwrap();
+    stream.write_all(b"spawn").unwrap();
+    let mut seen = [0; 5];
+    agent.read_exact(&mut seen).unwrap();
+    assert_eq!(&seen, b"spawn");
+    bench.exit(0);
+    bench.driver.join().unwrap();
+}
+
+#[test]
+fn only_one_client_gives_stdin_and_all_hear() {
+    let mut bench = bench(|request| request.interactive = true);
+    let second = bench.control();
+    control::ask(&second, Request::Attach { stdin: true }).unwrap();
+    assert_eq!(control::answer(&second).unwrap(), Reply::Ok);
+    let mut second = ProcessStream::new(second).unwrap();
+    assert_eq!(second.receive().unwrap(), Some(Frame::Started { pid: 7 }));
+    second.send(&Frame::Stdin(b"ignored".to_vec())).unwrap();
+    second.send(&Frame::Resize { rows: 1, cols: 2 }).unwrap();
+    assert_eq!(
+        bench.agent.receive(),
+        Some(Frame::Resize { rows: 1, cols: 2 })
+    );
+    bench.client.send(&Frame::Stdin(b"taken".to_vec())).unwrap();
+    assert_eq!(bench.agent.receive(), Some(Frame::Stdin(b"taken".to_vec())));
+    bench.agent.send(&Frame::Stdout(b"x".to_vec()));
+    assert_eq!(
+        second.receive().unwrap(),
+        Some(Frame::Stdout(b"x".to_vec()))
+    );
+    assert_eq!(
+        bench.client.receive().unwrap(),
+        Some(Frame::Stdout(b"x".to_vec()))
+    );
+    bench.exit(0);
+    bench.driver.join().unwrap();
+}
+
+#[test]
+fn noise_and_strangers_on_the_control_socket_change_nothing() {
+    let mut bench = bench(|_| {});
+    let mut noise = bench.control();
+    noise.write_all(b"\x00{]\n").unwrap();
+    assert!(control::answer(&noise).is_err());
+    let mut stranger = bench.control();
+    stranger
+        .write_all(b"{\"generation\":99,\"request\":\"ping\"}\n")
+        .unwrap();
+    assert!(matches!(
+        control::answer(&stranger),
+        Err(control::ControlError::Refused(why)) if why.contains("generation")
+    ));
+    let mut endless = bench.control();
+    // The monitor hangs up somewhere in here.
+    let _ = endless.write_all(&vec![b'x'; 4 * control::MAX_LINE]);
+    assert_eq!(bench.ask(Request::Ping), Reply::Ok);
+    bench.exit(0);
+    assert_eq!(bench.driver.join().unwrap().0.code, 0);
+}

@@ -12,7 +12,7 @@ use hull_proto::{CONTROL_PORT, GUEST_CID, SHARES_TAG};
 use hull_vmm::machine::{BuildError, Host, Machine};
 use hull_vmm::outcome::VmExit;
 use hull_vmm::spec::{DeviceSpec, FsSpec, MemoryBacking, MemorySpec, SpecError, VmSpec, VsockSpec};
-use hull_vmm::virtio::fs::{CachePolicy, FsExport, FsLimits};
+use hull_vmm::virtio::fs::{CachePolicy, FsExport, FsLimits, FsStats};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::console::{BootLog, Tail};
@@ -108,7 +108,7 @@ impl Vm {
         });
         let host = Host {
             kvm: opened.kvm,
-            kernel: opened.kernel,
+            kernel: Some(opened.kernel),
             initrd: Some(opened.initrd),
             memory: None,
             console: Box::new(opened.console),
@@ -160,6 +160,10 @@ impl Guest for Vm {
 
     fn console(&self) -> Vec<String> {
         self.console.lines(LAST_LINES)
+    }
+
+    fn fs_requests(&self) -> u64 {
+        self.machine.fs_stats().map_or(0, FsStats::total)
     }
 
     fn stop(&mut self) {

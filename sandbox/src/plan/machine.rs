@@ -53,6 +53,7 @@ pub(super) fn plan(
         .to_owned(),
         debug: request.debug,
         kvm: settings.kvm.clone(),
+        allow_emulated_kvm: settings.allow_emulated_kvm,
         boot_timeout_s: settings.defaults.boot_timeout_s,
     })
 }

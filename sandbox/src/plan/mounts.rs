@@ -109,31 +109,21 @@ pub(super) fn plan(
         read_only: false,
     }];
     let volumes = volumes(request, config)?;
-    let taken: BTreeSet<&str> = volumes
-        .iter()
-        .map(|volume| volume.target.as_str())
-        .collect();
+    let mut asked: BTreeSet<PathBuf> = BTreeSet::new();
     let mut own = Vec::new();
     for volume in &volumes {
         let name = format!("v{}", exports.len() - 1);
         let (export, mount) = self::volume(volume, name, facts)?;
+        asked.insert(mount.destination().clone());
         exports.push(export);
         own.push(mount);
     }
     for tmpfs in &request.tmpfs {
         let target = target(&tmpfs.target)?;
-        if taken.contains(target.as_str()) {
+        if !asked.insert(PathBuf::from(&target)) {
             return Err(PlanError::DuplicateTarget(target));
         }
         own.push(self::tmpfs(tmpfs, &target)?);
-    }
-    let asked: BTreeSet<PathBuf> = own
-        .iter()
-        .map(|mount| mount.destination().clone())
-        .collect();
-    if asked.len() < own.len() {
-        let twice = request.tmpfs.last().map(|tmpfs| tmpfs.target.clone());
-        return Err(PlanError::DuplicateTarget(twice.unwrap_or_default()));
     }
     let mut mounts = Vec::new();
     for mount in system()?.into_iter().chain(identity()?) {

@@ -91,6 +91,8 @@ pub struct PlannedVm {
     pub debug: bool,
     /// The hypervisor's device.
     pub kvm: PathBuf,
+    /// Goes on where that device emulates a guest's kernel.
+    pub allow_emulated_kvm: bool,
     /// Seconds from the first instruction to the agent's word.
     pub boot_timeout_s: u32,
 }
