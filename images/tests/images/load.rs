@@ -112,96 +112,60 @@ fn docker_save_archives() {
     );
 }
 
+fn refused(bytes: &[u8], words: &str) {
+    let place = Place::new();
+    let text = message(&load(&place, bytes).unwrap_err());
+    assert!(text.contains(words), "{words}: {text}");
+    place.assert_empty();
+    assert_eq!(place.names("ingest"), Vec::<String>::new(), "{words}");
+}
+
 #[test]
-fn broken_archives_say_what_is_wrong() {
+fn broken_tarballs_say_what_is_wrong() {
+    let (bytes, _) = docker_archive();
+    refused(b"not a tarball at all", "truncated");
+    refused(b"", "not a tarball");
+    refused(&bytes[..bytes.len() / 2], "truncated");
+    refused(&gzip(&bytes)[..300], "truncated");
+    refused(&archive(&[("readme", b"x")]), "no image archive");
+    refused(
+        &archive(&[("manifest.json", b"{")]),
+        "manifest.json is malformed",
+    );
+    refused(&archive(&[("manifest.json", b"[]")]), "no images");
+}
+
+#[test]
+fn archives_whose_parts_do_not_fit_say_so() {
     let base = layer(&[("base", b"1")]);
     let good = config(&[&base]);
-    let list = |layers: &[&str]| {
-        serde_json::to_vec(&json!([{"Config": "c.json", "RepoTags": null, "Layers": layers}]))
-            .unwrap()
+    let with = |layers: &[&str], rest: &[(&str, &[u8])]| {
+        let list = json!([{"Config": "c.json", "RepoTags": null, "Layers": layers}]);
+        let list = serde_json::to_vec(&list).unwrap();
+        archive(&[&[("manifest.json", &list[..])], rest].concat())
     };
-    let (bytes, _) = docker_archive();
-    for (bytes, words) in [
-        (b"not a tarball at all".to_vec(), "truncated"),
-        (Vec::new(), "not a tarball"),
-        (bytes[..bytes.len() / 2].to_vec(), "truncated"),
-        (gzip(&bytes)[..300].to_vec(), "truncated"),
-        (archive(&[("readme", b"x")]), "no image archive"),
-        (
-            archive(&[("manifest.json", b"{")]),
-            "manifest.json is malformed",
-        ),
-        (archive(&[("manifest.json", b"[]")]), "no images"),
-        (
-            archive(&[("manifest.json", &list(&[]))]),
-            "\"c.json\" is missing",
-        ),
-        (
-            archive(&[("manifest.json", &list(&["l"])), ("c.json", &good)]),
-            "\"l\" is missing",
-        ),
-        (
-            archive(&[
-                ("manifest.json", &list(&["../../etc/passwd"])),
-                ("c.json", &good),
-            ]),
-            "missing",
-        ),
-        (
-            archive(&[
-                ("manifest.json", &list(&["/etc/passwd"])),
-                ("c.json", &good),
-            ]),
-            "missing",
-        ),
-        (
-            archive(&[
-                ("manifest.json", &list(&["l"])),
-                ("c.json", &good),
-                ("l -> /etc/passwd", b""),
-            ]),
-            "missing",
-        ),
-        (
-            archive(&[
-                ("manifest.json", &list(&["a"])),
-                ("c.json", &good),
-                ("a -> b", b""),
-                ("b -> a", b""),
-            ]),
-            "missing",
-        ),
-        (
-            archive(&[
-                ("manifest.json", &list(&["l", "l"])),
-                ("c.json", &good),
-                ("l", &base),
-            ]),
-            "lists 2 layers",
-        ),
-        (
-            archive(&[
-                ("manifest.json", &list(&["l"])),
-                ("c.json", &good),
-                ("l", b"junk"),
-            ]),
-            "unpack",
-        ),
-        (
-            archive(&[
-                ("manifest.json", &list(&["l"])),
-                ("c.json", b"{}"),
-                ("l", &base),
-            ]),
-            "configuration",
-        ),
-    ] {
-        let place = Place::new();
-        let text = message(&load(&place, &bytes).unwrap_err());
-        assert!(text.contains(words), "{words}: {text}");
-        place.assert_empty();
-        assert_eq!(place.names("ingest"), Vec::<String>::new(), "{words}");
-    }
+    let config = ("c.json", &good[..]);
+    refused(&with(&[], &[]), "\"c.json\" is missing");
+    refused(&with(&["l"], &[config]), "\"l\" is missing");
+    refused(&with(&["../../etc/passwd"], &[config]), "missing");
+    refused(&with(&["/etc/passwd"], &[config]), "missing");
+    refused(
+        &with(&["l"], &[config, ("l -> /etc/passwd", b"")]),
+        "missing",
+    );
+    refused(
+        &with(&["a"], &[config, ("a -> b", b""), ("b -> a", b"")]),
+        "missing",
+    );
+    refused(
+        &with(&["l", "l"], &[config, ("l", &base)]),
+        "lists 2 layers",
+    );
+    refused(&with(&["l"], &[config, ("l", b"junk")]), "unpack");
+    refused(
+        &with(&["l"], &[("c.json", b"{}"), ("l", &base)]),
+        "configuration",
+    );
 }
 
 /// The files of an OCI layout with the image tagged `1`.

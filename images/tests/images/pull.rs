@@ -51,8 +51,16 @@ fn an_image_is_pulled_once() {
     let again = place.pull(&server, "a/b:1").unwrap();
     assert!(!again.newer);
     assert_eq!(server.count("/blobs/"), blobs, "nothing is fetched twice");
+}
 
+#[test]
+fn an_image_is_found_by_its_names_and_ids() {
+    let server = Content::simple(&[layer(&[("f", b"x")])]).serve();
+    let place = Place::new();
+    let pulled = place.pull(&server, "a/b:1").unwrap();
+    let image = &pulled.image;
     let id = image.id.to_string();
+    let found = |name: &str| place.store.resolve(name).unwrap().map(|image| image.id);
     for name in [
         &server.name("a/b:1"),
         &server.name(&format!("a/b@{}", pulled.digest)),
@@ -61,21 +69,11 @@ fn an_image_is_pulled_once() {
         image.id.short(),
         &id[7..11],
     ] {
-        assert_eq!(
-            place.store.resolve(name).unwrap().map(|i| i.id).as_ref(),
-            Some(&image.id),
-            "{name}"
-        );
+        assert_eq!(found(name).as_ref(), Some(&image.id), "{name}");
     }
-    for name in [
-        "a/b:1",
-        &server.name("a/b"),
-        &server.name("a/b:2"),
-        "no such name!",
-        "",
-        "ffff",
-    ] {
-        assert!(place.store.resolve(name).unwrap().is_none(), "{name}");
+    let (no_tag, other_tag) = (server.name("a/b"), server.name("a/b:2"));
+    for name in ["a/b:1", &no_tag, &other_tag, "no such name!", "", "ffff"] {
+        assert!(found(name).is_none(), "{name}");
     }
 }
 

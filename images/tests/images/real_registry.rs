@@ -71,22 +71,8 @@ fn installed(program: &str) -> bool {
     found.is_ok()
 }
 
-#[test]
-fn what_skopeo_pushes_is_pulled() {
-    if !installed("docker-registry") || !installed("skopeo") {
-        return;
-    }
-    let place = Place::new();
-    let directory = place.directory.path();
-    let layers = [
-        layer(&[
-            ("etc/os-release", b"ID=test\n"),
-            ("noise", &noise(1 << 20, 1)),
-        ]),
-        layer(&[("etc/.wh.os-release", b""), ("etc/hostname", b"x\n")]),
-    ];
-    let content = Content::simple(&layers);
-    let layout = directory.join("layout");
+/// Writes the image tagged `1` as an OCI layout.
+fn write_layout(content: &Content, layout: &Path) {
     std::fs::create_dir_all(layout.join("blobs/sha256")).unwrap();
     let (kind, manifest) = &content.manifests["1"];
     for bytes in content.blobs.values().chain([manifest]) {
@@ -105,36 +91,58 @@ fn what_skopeo_pushes_is_pulled() {
         r#"{"imageLayoutVersion":"1.0.0"}"#,
     )
     .unwrap();
+}
 
-    let registry = Registry::start(directory);
-    for (tag, format) in [("oci", "oci"), ("docker", "v2s2")] {
-        let name = format!("{}/hull/test:{tag}", registry.address);
-        let pushed = Command::new("skopeo")
-            .args([
-                "copy",
-                "--quiet",
-                "--insecure-policy",
-                "--dest-tls-verify=false",
-                "--format",
-            ])
-            .arg(format)
-            .arg(format!("oci:{}:1", layout.display()))
-            .arg(format!("docker://{name}"))
-            .output()
-            .unwrap();
-        assert!(
-            pushed.status.success(),
-            "{}",
-            String::from_utf8_lossy(&pushed.stderr)
-        );
-        let options = PullOptions {
-            auth: Auth::Anonymous,
-            ..PullOptions::default()
-        };
-        let pulled = place
-            .store
-            .pull(&Reference::parse(&name).unwrap(), &options)
-            .unwrap_or_else(|error| panic!("{format}: {}", crate::message(&error)));
+fn push(layout: &Path, format: &str, name: &str) {
+    let pushed = Command::new("skopeo")
+        .args([
+            "copy",
+            "--quiet",
+            "--insecure-policy",
+            "--dest-tls-verify=false",
+            "--format",
+        ])
+        .arg(format)
+        .arg(format!("oci:{}:1", layout.display()))
+        .arg(format!("docker://{name}"))
+        .output()
+        .unwrap();
+    assert!(
+        pushed.status.success(),
+        "{}",
+        String::from_utf8_lossy(&pushed.stderr)
+    );
+}
+
+#[test]
+fn what_skopeo_pushes_is_pulled() {
+    use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+    if !installed("docker-registry") || !installed("skopeo") {
+        return;
+    }
+    let place = Place::new();
+    let layout = place.directory.path().join("layout");
+    write_layout(
+        &Content::simple(&[
+            layer(&[
+                ("etc/os-release", b"ID=test\n"),
+                ("noise", &noise(1 << 20, 1)),
+            ]),
+            layer(&[("etc/.wh.os-release", b""), ("etc/hostname", b"x\n")]),
+        ]),
+        &layout,
+    );
+    let registry = Registry::start(place.directory.path());
+    let options = PullOptions {
+        auth: Auth::Anonymous,
+        ..PullOptions::default()
+    };
+    let pull = |name: &str| place.store.pull(&Reference::parse(name).unwrap(), &options);
+    for format in ["oci", "v2s2"] {
+        let name = format!("{}/hull/test:{format}", registry.address);
+        push(&layout, format, &name);
+        let pulled =
+            pull(&name).unwrap_or_else(|error| panic!("{format}: {}", crate::message(&error)));
         let layers = place.store.unpacked_layers(&pulled.image, &Silent).unwrap();
         assert_eq!(
             std::fs::read(layers[0].join("etc/os-release")).unwrap(),
@@ -149,13 +157,9 @@ fn what_skopeo_pushes_is_pulled() {
             b"x\n"
         );
         let whiteout = std::fs::symlink_metadata(layers[1].join("etc/os-release")).unwrap();
-        use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
         assert!(whiteout.file_type().is_char_device() && whiteout.rdev() == 0);
     }
-    let name = format!("{}/hull/test:none", registry.address);
-    let error = place
-        .store
-        .pull(&Reference::parse(&name).unwrap(), &PullOptions::default());
-    let text = crate::message(&error.unwrap_err());
+    let error = pull(&format!("{}/hull/test:none", registry.address)).unwrap_err();
+    let text = crate::message(&error);
     assert!(text.starts_with("manifest unknown: "), "{text}");
 }

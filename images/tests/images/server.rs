@@ -125,8 +125,10 @@ fn send(mut stream: TcpStream, reply: &Reply) -> std::io::Result<()> {
     stream.write_all(head.as_bytes())?;
     stream.write_all(b"\r\n")?;
     stream.write_all(&reply.body[..reply.cut.unwrap_or(reply.body.len())])?;
-    while reply.endless {
-        stream.write_all(&[b' '; 65536])?;
+    if reply.endless {
+        loop {
+            stream.write_all(&[b' '; 65536])?; // until the client hangs up
+        }
     }
     stream.shutdown(std::net::Shutdown::Write)
 }
