@@ -253,6 +253,10 @@ impl<'l> Maker<'l> {
     /// Hides the lower layers' file. What this layer itself has by that name stays, whichever
     /// came first (image-spec layer.md: whiteouts apply to lower layers only).
     fn whiteout(&mut self, name: &Name) -> Result<()> {
+        if self.tree.is_blocked(name.parent()) {
+            // Some tools list what was in a directory that became a link or a file.
+            return Ok(());
+        }
         let place = self.tree.place(name)?;
         match self.tree.present(&place)? {
             None => rustix::fs::mknodat(
@@ -269,13 +273,16 @@ impl<'l> Maker<'l> {
     }
 
     fn opaque(&mut self, name: &Name) -> Result<()> {
+        if self.tree.is_blocked(name.parent()) {
+            return Ok(());
+        }
         let directory = if name.is_root() {
             self.tree.open_root()?
         } else {
             let place = self.tree.place(name)?;
             match self.tree.present(&place)? {
                 Some(stat) if is_directory(&stat) => self.tree.make_directory(&place)?.0,
-                Some(_) => return Err(refused(name.as_bytes(), "an opaque name is no directory")),
+                Some(_) => return Ok(()), // it hides all below it as it is
                 None => {
                     let made = self.tree.make_directory(&place)?.0;
                     let below = self.tree.attributes_below(name.as_bytes());

@@ -215,6 +215,31 @@ impl<'l> Tree<'l> {
         Ok(handle)
     }
 
+    /// Whether this layer has something that is no directory where `path` needs one, so that
+    /// nothing of the layers below is to be seen there.
+    pub(super) fn is_blocked(&self, path: &[u8]) -> bool {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let ends = path
+            .iter()
+            .enumerate()
+            .filter(|(_, b)| **b == b'/')
+            .map(|(at, _)| at);
+        for end in ends.chain([path.len()]) {
+            let here = if end == 0 { b"." } else { &path[..end] };
+            match open_beneath(&self.root, here, flags | OFlags::DIRECTORY, within) {
+                Ok(_) => {}
+                Err(Errno::NOENT) => {
+                    // Nothing at all, or a link that leads nowhere?
+                    return open_beneath(&self.root, here, flags | OFlags::NOFOLLOW, within)
+                        .is_ok();
+                }
+                Err(errno) => return matches!(errno, Errno::NOTDIR | Errno::LOOP),
+            }
+        }
+        false
+    }
+
     /// Attributes of the directory `path` in the layers below, if it is a directory there.
     pub(super) fn attributes_below(&self, path: &[u8]) -> Option<Attributes> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -80,6 +80,30 @@ fn the_same_layer_keeps_what_it_has() {
 }
 
 #[test]
+fn whiteouts_below_a_directory_that_became_something_else() {
+    // umoci lists every file of a directory that was replaced by a link or a file.
+    let fixture = Fixture::new();
+    fixture.accepted(
+        Layer::default()
+            .symlink("var/log", "/tmp")
+            .file("var/log/.wh.apt", "")
+            .file("var/log/.wh..wh..opq", "")
+            .file("var/log/sub/.wh.x", "")
+            .file("etc", "a file")
+            .file("etc/.wh.passwd", "")
+            .symlink("loop", "loop")
+            .file("loop/.wh.x", "")
+            .directory("real")
+            .symlink("there", "real")
+            .file("there/.wh.x", ""),
+    );
+    assert_eq!(fixture.kind("var/log"), "link");
+    assert_eq!(fixture.kind("tmp"), "nothing");
+    assert_eq!(fixture.read("etc"), "a file");
+    assert_eq!(fixture.kind("real/x"), "whiteout", "as containerd has it");
+}
+
+#[test]
 fn aufs_bookkeeping_is_ignored() {
     let fixture = Fixture::new();
     fixture.accepted(
@@ -97,10 +121,19 @@ fn aufs_bookkeeping_is_ignored() {
 }
 
 #[test]
-fn an_opaque_file_is_refused() {
+fn an_opaque_file_stays_a_file() {
     let fixture = Fixture::new();
-    let layer = Layer::default().file("f", "x").file("f/.wh..wh..opq", "");
-    assert!(fixture.refused(layer).contains("refused"));
+    fixture.accepted(
+        Layer::default()
+            .file("f", "x")
+            .file("f/.wh..wh..opq", "")
+            .file(".wh.w", "")
+            .file("w/.wh..wh..opq", ""),
+    );
+    assert_eq!(
+        (fixture.read("f"), fixture.kind("w")),
+        ("x".to_owned(), "whiteout")
+    );
 }
 
 #[test]
