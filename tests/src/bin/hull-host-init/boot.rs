@@ -206,7 +206,10 @@ fn cgroups() -> Result<()> {
             eprintln!("hull-host-init: cgroup controller {controller}: {error}");
         }
     }
-    Ok(())
+    // The kernel patches its own code when a controller's first group comes to life. Emulated
+    // processors that run that code at that moment have been seen to trap and panic, so it happens
+    // here, while nothing else runs, and the group stays.
+    fs::create_dir("/sys/fs/cgroup/kept").context("make a first cgroup")
 }
 
 fn modules_dir(kernel_dir: &Path) -> Result<()> {
