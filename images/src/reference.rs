@@ -167,13 +167,13 @@ impl FromStr for Reference {
 /// In full: `docker.io/library/alpine:3`.
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.parsed.fmt(f)
+        fmt::Display::fmt(&self.parsed, f)
     }
 }
 
 impl fmt::Debug for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.parsed.fmt(f)
+        fmt::Display::fmt(&self.parsed, f)
     }
 }
 

@@ -107,7 +107,7 @@ impl ImageStore {
     pub fn resolve(&self, name: &str) -> Result<Option<Image>> {
         let entries = self.read_index()?;
         Ok(match self.find(&entries, name)? {
-            Some(digest) => Some(self.assemble(&digest, &entries)?),
+            Some(entry) => Some(self.assemble(entry, &entries)?),
             None => None,
         })
     }
@@ -118,11 +118,12 @@ impl ImageStore {
     /// When the store is damaged.
     pub fn list(&self) -> Result<Vec<Image>> {
         let entries = self.read_index()?;
-        let manifests: std::collections::BTreeSet<_> = entries.iter().map(|e| &e.digest).collect();
-        let mut images = manifests
-            .into_iter()
-            .map(|d| self.assemble(d, &entries))
-            .collect::<Result<Vec<_>>>()?;
+        let mut first: BTreeMap<&Digest, &Entry> = BTreeMap::new();
+        for entry in &entries {
+            first.entry(&entry.image_id).or_insert(entry);
+        }
+        let images = first.values().map(|entry| self.assemble(entry, &entries));
+        let mut images = images.collect::<Result<Vec<_>>>()?;
         images.sort_by_key(|image| {
             let name = image.references.first().map(ToString::to_string);
             (name.is_none(), name, image.id.clone())
@@ -145,12 +146,12 @@ impl ImageStore {
         Ok(below)
     }
 
-    /// Digest of the manifest that `name` means.
-    pub(super) fn find(&self, entries: &[Entry], name: &str) -> Result<Option<Digest>> {
+    /// The entry that `name` means.
+    pub(super) fn find<'e>(&self, entries: &'e [Entry], name: &str) -> Result<Option<&'e Entry>> {
         if let Ok(reference) = Reference::parse(name)
             && let Some(entry) = entries.iter().find(|e| e.answers_to(&reference))
         {
-            return Ok(Some(entry.digest.clone()));
+            return Ok(Some(entry));
         }
         let prefix = name.strip_prefix("sha256:").unwrap_or(name);
         let hexadecimal = prefix
@@ -159,15 +160,15 @@ impl ImageStore {
         if prefix.is_empty() || prefix.len() > 64 || !hexadecimal {
             return Ok(None);
         }
-        let mut found = BTreeMap::new(); // image ID → manifest
+        let mut found = BTreeMap::new();
         for entry in entries
             .iter()
             .filter(|e| e.image_id.hex().starts_with(prefix))
         {
-            found.entry(&entry.image_id).or_insert(&entry.digest);
+            found.entry(&entry.image_id).or_insert(entry);
         }
         match found.len() {
-            0 | 1 => Ok(found.into_values().next().cloned()),
+            0 | 1 => Ok(found.into_values().next()),
             count => Err(StoreError::Ambiguous {
                 prefix: prefix.to_owned(),
                 count,
@@ -175,7 +176,10 @@ impl ImageStore {
         }
     }
 
-    fn assemble(&self, digest: &Digest, entries: &[Entry]) -> Result<Image> {
+    /// The image of `chosen`, with the names of all entries of that image: several manifests
+    /// may describe it (compressed in other ways, say).
+    fn assemble(&self, chosen: &Entry, entries: &[Entry]) -> Result<Image> {
+        let digest = &chosen.digest;
         let damaged = |reason: String| StoreError::Damaged {
             path: self.blob_path(digest),
             reason,
@@ -184,7 +188,7 @@ impl ImageStore {
         let manifest = Manifest::parse(&bytes).map_err(|error| damaged(error.to_string()))?;
         let config = self.read_blob(&manifest.config.digest, crate::manifest::MAX_BYTES)?;
         let mut image = Image::from_parts(digest.clone(), bytes.len() as u64, &manifest, &config)?;
-        for entry in entries.iter().filter(|e| e.digest == *digest) {
+        for entry in entries.iter().filter(|e| e.image_id == chosen.image_id) {
             image.references.extend(entry.tag_reference());
             image.repo_digests.extend(entry.repo_digest());
         }

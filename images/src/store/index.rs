@@ -174,13 +174,13 @@ impl ImageStore {
     }
 }
 
-/// Drops nameless entries whose manifest and registry name another entry has too.
+/// Drops nameless entries that say nothing which another entry does not say too.
 pub(super) fn drop_redundant(entries: &mut Vec<Entry>) {
     let mut known: BTreeMap<(Digest, Option<Reference>), ()> = BTreeMap::new();
-    let mut manifests: BTreeMap<Digest, ()> = BTreeMap::new();
+    let mut images: BTreeMap<Digest, ()> = BTreeMap::new();
     for entry in entries.iter().filter(|e| e.tag.is_some()) {
         known.insert((entry.digest.clone(), entry.pinned.clone()), ());
-        manifests.insert(entry.digest.clone(), ());
+        images.insert(entry.image_id.clone(), ());
     }
     // Pinned ones before the wholly nameless, so that the latter see them.
     for pinned in [true, false] {
@@ -191,7 +191,7 @@ pub(super) fn drop_redundant(entries: &mut Vec<Entry>) {
             let fresh = known
                 .insert((entry.digest.clone(), entry.pinned.clone()), ())
                 .is_none();
-            let first = manifests.insert(entry.digest.clone(), ()).is_none();
+            let first = images.insert(entry.image_id.clone(), ()).is_none();
             fresh && (pinned || first)
         });
     }

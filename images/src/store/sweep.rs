@@ -55,11 +55,13 @@ impl ImageStore {
         in_use: &dyn Fn(&Digest) -> Option<String>,
     ) -> Result<Vec<Removed>> {
         let removed = self.change_index(|entries| {
-            let found = self.find(entries, name)?;
-            let digest = found.ok_or_else(|| StoreError::NoSuchImage {
+            let found = self
+                .find(entries, name)?
+                .map(|entry| entry.image_id.clone());
+            let image_id = found.ok_or_else(|| StoreError::NoSuchImage {
                 name: name.to_owned(),
             })?;
-            remove_from(entries, name, &digest, force, in_use)
+            remove_from(entries, name, &image_id, force, in_use)
         })?;
         if removed.iter().any(|r| matches!(r, Removed::Deleted(_))) {
             self.collect_garbage()?;
@@ -79,9 +81,9 @@ impl ImageStore {
             let named: BTreeSet<Digest> = entries
                 .iter()
                 .filter(|e| e.tag.is_some())
-                .map(|e| e.digest.clone())
+                .map(|e| e.image_id.clone())
                 .collect();
-            let goes = |e: &Entry| !named.contains(&e.digest) && in_use(&e.image_id).is_none();
+            let goes = |e: &Entry| !named.contains(&e.image_id) && in_use(&e.image_id).is_none();
             let gone: BTreeSet<Digest> = entries
                 .iter()
                 .filter(|e| goes(e))
@@ -190,7 +192,7 @@ impl ImageStore {
 fn remove_from(
     entries: &mut Vec<Entry>,
     name: &str,
-    digest: &Digest,
+    image_id: &Digest,
     force: bool,
     in_use: &dyn Fn(&Digest) -> Option<String>,
 ) -> Result<Vec<Removed>> {
@@ -198,18 +200,13 @@ fn remove_from(
         name: name.to_owned(),
         reason,
     };
-    let ours = |entry: &Entry| entry.digest == *digest;
+    let ours = |entry: &Entry| entry.image_id == *image_id;
     let tags: Vec<Reference> = entries
         .iter()
         .filter(|e| ours(e))
         .filter_map(|e| e.tag.clone())
         .collect();
     let asked = Reference::parse(name).ok().filter(|r| tags.contains(r));
-    let image_id = entries.iter().find(|e| ours(e)).map(|e| e.image_id.clone());
-    let image_id = image_id.ok_or_else(|| StoreError::NoSuchImage {
-        name: name.to_owned(),
-    })?;
-
     if let Some(tag) = &asked {
         if tags.len() > 1 {
             for entry in entries.iter_mut().filter(|e| e.tag.as_ref() == Some(tag)) {
@@ -229,7 +226,7 @@ fn remove_from(
         )));
     }
     let mut removed: Vec<Removed> = tags.into_iter().map(Removed::Untagged).collect();
-    match in_use(&image_id) {
+    match in_use(image_id) {
         Some(user) if !force => {
             return Err(refused(format!(
                 "it is used by container {user}; remove that first"
@@ -243,10 +240,7 @@ fn remove_from(
         }
         None => {
             entries.retain(|e| !ours(e));
-            // Another manifest may describe the same image.
-            if !entries.iter().any(|e| e.image_id == image_id) {
-                removed.push(Removed::Deleted(image_id));
-            }
+            removed.push(Removed::Deleted(image_id.clone()));
         }
     }
     Ok(removed)

@@ -261,6 +261,48 @@ fn oci_layouts() {
 }
 
 #[test]
+fn two_manifests_of_one_image_are_one_image() {
+    let (bytes, id) = docker_archive();
+    let place = Place::new();
+    load(&place, &bytes).unwrap();
+    // The same configuration and tars, compressed: another manifest.
+    let (base, top) = (layer(&[("base", b"1")]), layer(&[("top", b"2")]));
+    let config = config(&[&base, &top, &base]);
+    let list = json!([{"Config": "c", "RepoTags": ["hull/other:1"], "Layers": ["b", "t", "b"]}]);
+    let list = serde_json::to_vec(&list).unwrap();
+    let (base, top) = (gzip(&base), gzip(&top));
+    let files: [(&str, &[u8]); 4] = [
+        ("c", &config),
+        ("manifest.json", &list),
+        ("b", &base),
+        ("t", &top),
+    ];
+    load(&place, &archive(&files)).unwrap();
+    let images = place.store.list().unwrap();
+    assert_eq!((images.len(), images[0].id.to_string()), (1, id.clone()));
+    let names: Vec<_> = images[0].references.iter().map(|r| r.familiar()).collect();
+    assert_eq!(names, ["hull/other:1", "hull/test:1", "hull/test:2"]);
+    let free = |_: &Digest| None;
+    for (name, left) in [("hull/test:1", 2), ("hull/other:1", 1)] {
+        assert_eq!(place.store.remove(name, false, &free).unwrap().len(), 1);
+        place.store.collect_garbage().unwrap();
+        let image = place.store.resolve(&id).unwrap().unwrap();
+        assert_eq!(image.references.len(), left);
+        assert!(has(&place, &image, 0, "base"));
+    }
+    assert_eq!(
+        place
+            .store
+            .remove("hull/test:2", false, &free)
+            .unwrap()
+            .len(),
+        2
+    );
+    place.assert_empty();
+    assert_eq!(place.names("blobs/sha256"), Vec::<String>::new());
+}
+
+#[test]
 fn layouts_are_verified() {
     let content = Content::simple(&[layer(&[("f", b"x")])]);
     let good = layout(

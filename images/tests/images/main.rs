@@ -8,6 +8,7 @@
 )]
 
 mod auth;
+mod killed;
 mod layers;
 mod load;
 mod misbehaviour;
