@@ -6,6 +6,7 @@
 use std::io::{self, Write};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
+use std::os::unix::process::ExitStatusExt;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
@@ -29,8 +30,25 @@ struct Window {
     freed: Condvar,
 }
 
+/// On this machine itself there is nothing to carry: the command inherits everything.
+fn native(open: &wire::Open) -> Result<u8> {
+    let (program, arguments) = open.argv.split_first().context("no command")?;
+    let status = std::process::Command::new(program)
+        .args(arguments)
+        .envs(open.env.iter().map(|(key, value)| (key, value)))
+        .current_dir(&open.cwd)
+        .status()
+        .with_context(|| format!("run {program}"))?;
+    let code = status
+        .code()
+        .or_else(|| status.signal().map(|signal| 128 + signal));
+    Ok(code
+        .and_then(|code| u8::try_from(code).ok())
+        .unwrap_or(FAILED))
+}
+
 impl Host {
-    /// Runs a command of the emulated host on this process's stdin, stdout and stderr; with a
+    /// Runs a command of the host on this process's stdin, stdout and stderr; with a
     /// terminal of its own if both ends here are one. Returns the exit code for this process.
     ///
     /// # Errors
@@ -44,7 +62,7 @@ impl Host {
         let has_terminal = isatty(io::stdin()) && isatty(io::stdout());
         open.terminal = has_terminal.then(terminal_size);
         let Some(stream) = self.connect(&open)? else {
-            anyhow::bail!("this machine's own KVM is used: run the command directly");
+            return native(&open);
         };
         let raw = has_terminal.then(Raw::enter).transpose()?;
         let writer: Writer = Arc::new(Mutex::new(stream.try_clone()?));
