@@ -2,6 +2,7 @@
 //!
 //! Owns: the table of subcommands. Refuses: to do any of it; each has a module of its own.
 
+mod bench;
 mod check;
 mod demo;
 mod host;
@@ -38,6 +39,7 @@ enum Task {
         debug: bool,
     },
     Host(host::Arguments),
+    Bench(bench::Arguments),
     /// Build Hull and copy it to a prefix.
     Install {
         /// Where to.
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Host(arguments) => return host::run(arguments),
+        Task::Bench(arguments) => bench::run(&arguments),
         Task::Check => check::run(),
         Task::Test { suites } => test::run(&suites),
         Task::Demo => demo::run(),

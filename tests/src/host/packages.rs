@@ -90,7 +90,8 @@ fn apt_get(arguments: &[&str]) -> Command {
 }
 
 /// The program's path, by `PATH` and the system's own directories.
-pub(super) fn find(program: &str) -> Option<PathBuf> {
+#[must_use]
+pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin", "/usr/bin"].map(PathBuf::from))

@@ -81,16 +81,30 @@ fn parse(text: &str) -> Vec<(String, f64)> {
         let (reason, rest) = rest.split_once('}')?;
         let (_, count) = rest.split_once("hitcount:")?;
         let reason = reason.trim();
-        let name = number(reason).and_then(|code| {
-            let known = REASONS.iter().find(|(known, _)| *known == code);
-            known.map(|(_, name)| (*name).to_owned())
-        });
-        let name = name.unwrap_or_else(|| format!("reason {reason}"));
+        let name = number(reason).and_then(name);
+        let name = name.map_or_else(|| format!("reason {reason}"), str::to_owned);
         Some((name, count.trim().parse::<f64>().ok()?))
     };
-    let mut counts: Vec<(String, f64)> = text.lines().filter_map(line).collect();
+    let mut counts: Vec<(String, f64)> = Vec::new();
+    for (name, count) in text.lines().filter_map(line) {
+        match counts.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, sum)) => *sum += count,
+            None => counts.push((name, count)),
+        }
+    }
     counts.sort_by(|a, b| b.1.total_cmp(&a.1));
     counts
+}
+
+fn name(code: u64) -> Option<&'static str> {
+    match code {
+        0x00..=0x1f | 0x65 => Some("control register"),
+        0x20..=0x3f => Some("debug register"),
+        _ => {
+            let known = REASONS.iter().find(|(known, _)| *known == code);
+            known.map(|(_, name)| *name)
+        }
+    }
 }
 
 fn number(text: &str) -> Option<u64> {
@@ -109,11 +123,14 @@ mod tests {
         let text = "# event histogram\n#\n\
             { exit_reason:        123 } hitcount:        520\n\
             { exit_reason:       1024 } hitcount:       5203\n\
+            { exit_reason:          4 } hitcount:          2\n\
+            { exit_reason:         20 } hitcount:         35\n\
             { exit_reason:         99 } hitcount:          1\n\n\
-            Totals:\n    Hits: 5724\n";
+            Totals:\n    Hits: 5761\n";
         let expected = [
             ("nested page fault", 5203.0),
             ("port", 520.0),
+            ("control register", 37.0),
             ("reason 99", 1.0),
         ];
         let seen = parse(text);

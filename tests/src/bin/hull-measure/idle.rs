@@ -115,7 +115,7 @@ pub(crate) fn watch(place: &Place, program: Program, log: &Path) -> Result<Seen>
         remove(place, NAME, log)?;
         return seen;
     }
-    let mut started = timing::start(&place.qemu("idle"), log)?;
+    let mut started = timing::start(&place.qemu("stay"), log)?;
     let seen = timing::await_byte(&mut started).and_then(|()| settled(started.child.id()));
     started.child.kill().context("end the idle program")?;
     started.child.wait().context("end the idle program")?;

@@ -74,15 +74,19 @@ impl Place {
 
     /// QEMU's smallest machine; `arguments` go to the guest's init.
     pub(crate) fn qemu(&self, arguments: &str) -> Vec<String> {
-        let kernel = self.join("hull/lib/hull/vmlinux").display().to_string();
+        let kernel = self.join("vmlinux").display().to_string();
         let initrd = self.join("bell.cpio").display().to_string();
+        let firmware = self.join("firmware").display().to_string();
         let memory = format!("{MEMORY_MIB}M");
-        let append = format!("{CMDLINE} -- {arguments}");
+        // No "--" before them: QEMU adds its devices at the end, and they are the kernel's.
+        let append = format!("{CMDLINE} {arguments}");
         let machine = "microvm,accel=kvm,acpi=off,x-option-roms=off,pit=off,pic=off,rtc=off,\
             isa-serial=off";
         argv(
-            Path::new("qemu-system-x86_64"),
+            &self.join("bin/qemu-system-x86_64"),
             &[
+                "-L",
+                &firmware,
                 "-machine",
                 machine,
                 "-cpu",
@@ -114,7 +118,10 @@ impl Place {
 
     fn runtime(&self, name: &str, command: &str) -> Vec<String> {
         let bundle = self.join("bundles").join(command).display().to_string();
-        argv(Path::new(name), &["run", "--bundle", &bundle, "bench"])
+        argv(
+            &self.join("bin").join(name),
+            &["run", "--bundle", &bundle, "bench"],
+        )
     }
 }
 

@@ -1,0 +1,136 @@
+//! `cargo xtask bench`: what starts and idle sandboxes cost, beside other programs.
+//!
+//! Owns: choosing figures and programs, and one run of `hull-measure` in the KVM host with
+//! deterministic time. Refuses: wall clocks, and to fail because of a figure. The method is
+//! written down in docs/performance.md.
+
+mod bundle;
+mod inputs;
+mod table;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use hull_tests::host::{Host, Options, Report};
+use hull_tests::measure::{Findings, Order};
+
+/// Wall time that all measurements may take: emulated instructions are slow.
+const LIMIT: Duration = Duration::from_secs(3600);
+
+/// Measures starts and idle sandboxes beside QEMU, crun and runc.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Figures or programs; all if none is named.
+    names: Vec<String>,
+    /// Prints one flat JSON object: figure, program, median.
+    #[arg(long)]
+    json: bool,
+    /// Samples of each figure.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    runs: u16,
+}
+
+/// Measures and prints.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let order = order(arguments)?;
+    let report = crate::report("bench");
+    let inputs = inputs::make(order.programs.iter().any(|name| name == "hull"), &report)?;
+    let findings = measure(&order, &inputs, &report)?;
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&findings.medians())?);
+        for failure in &findings.failures {
+            eprintln!("bench: not measured: {failure}");
+        }
+    } else {
+        print!("{}", table::render(&findings));
+    }
+    Ok(())
+}
+
+/// Names say figures, programs or both; what isn't named at all is taken whole.
+fn order(arguments: &Arguments) -> Result<Order> {
+    let (all_figures, all_programs) = (table::figures(), table::programs());
+    for name in &arguments.names {
+        if !all_figures.contains(name) && !all_programs.contains(name) {
+            bail!(
+                "no figure or program is called {name}; there are {} and {}",
+                all_figures.join(", "),
+                all_programs.join(", ")
+            );
+        }
+    }
+    let named = |all: Vec<String>| {
+        let is_named = |name: &&String| arguments.names.contains(name);
+        let some: Vec<String> = all.iter().filter(is_named).cloned().collect();
+        if some.is_empty() { all } else { some }
+    };
+    Ok(Order {
+        place: PathBuf::from(inputs::PLACE),
+        runs: usize::from(arguments.runs),
+        figures: named(all_figures),
+        programs: named(all_programs),
+    })
+}
+
+fn measure(order: &Order, inputs: &Path, report: &Report) -> Result<Findings> {
+    let host = Host::acquire(&Options {
+        icount: true,
+        name: "bench".to_owned(),
+        report: report.clone(),
+        ..Options::default()
+    })?;
+    report.step(&format!("measuring {}", order.programs.join(", ")));
+    let place = inputs::PLACE;
+    // All in memory, and nothing of an earlier run.
+    let script = format!(
+        "set -e; rm -rf {place}; cp -a '{}' {place}; exec {place}/hull-measure",
+        inputs.display()
+    );
+    let done = host
+        .command(["sh", "-c", &script])
+        .env("HULL_STATE_DIR", &format!("{place}/state"))
+        .env("HULL_RUN_DIR", &format!("{place}/run"))
+        .env("LD_LIBRARY_PATH", &format!("{place}/lib"))
+        .cwd("/")
+        .live(inputs)
+        .stdin(serde_json::to_vec(order)?)
+        .deadline(LIMIT)
+        .output()?;
+    let words = done.errors();
+    if done.code != 0 {
+        bail!(
+            "hull-measure ended with code {}: {}",
+            done.code,
+            words.trim()
+        );
+    }
+    serde_json::from_slice(&done.stdout)
+        .with_context(|| format!("hull-measure's findings make no sense; it said: {words}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(names: &[&str]) -> Result<Order> {
+        order(&Arguments {
+            names: names.iter().map(ToString::to_string).collect(),
+            json: false,
+            runs: 5,
+        })
+    }
+
+    #[test]
+    fn names_choose_figures_and_programs_apart() {
+        let all = asked(&[]).unwrap();
+        assert_eq!((all.figures.len(), all.programs.len()), (10, 4));
+        let some = asked(&["hull", "cold_run_true_exits"]).unwrap();
+        assert_eq!(some.programs, ["hull"]);
+        assert_eq!(some.figures, ["cold_run_true_exits"]);
+        let programs = asked(&["crun", "runc"]).unwrap();
+        assert_eq!(programs.figures.len(), 10);
+        assert!(asked(&["docker"]).is_err());
+    }
+}
