@@ -169,6 +169,8 @@ fn hull(plan: &Plan, status: &Status, monitor: &Value, directory: &Value) -> Val
         "GuestPid": running.map(|running| running.guest_pid),
         "AttachedClients": monitor["attached"],
         "Jail": monitor["jail"],
+        "StartMarks": monitor["marks"],
+        "ShareRequests": monitor["fs_requests"],
         "Root": root,
         "StateDirectory": directory,
     })
