@@ -42,9 +42,8 @@ fn native(open: &wire::Open) -> Result<u8> {
     let code = status
         .code()
         .or_else(|| status.signal().map(|signal| 128 + signal));
-    Ok(code
-        .and_then(|code| u8::try_from(code).ok())
-        .unwrap_or(FAILED))
+    let code = code.with_context(|| format!("{program} is not over"))?;
+    u8::try_from(code).with_context(|| format!("{program} ended with {code}"))
 }
 
 impl Host {
