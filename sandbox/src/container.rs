@@ -259,10 +259,7 @@ impl Container {
         let monitor = monitor_of(&socket);
         let reply = match self.ask(action, &socket, request) {
             Ok(reply) => Some(reply),
-            Err(EngineError::Monitor {
-                source: ControlError::Gone,
-                ..
-            }) => None,
+            Err(EngineError::NotRunning(_)) => None,
             Err(error) => return Err(error),
         };
         if let Some(monitor) = monitor {
@@ -417,6 +414,9 @@ impl Container {
     }
 
     fn failed(&self, action: &'static str, source: ControlError) -> EngineError {
+        if matches!(source, ControlError::Gone) {
+            return EngineError::NotRunning(self.plan.id.clone());
+        }
         EngineError::Monitor {
             action,
             id: self.plan.id.clone(),

@@ -164,7 +164,15 @@ pub(crate) fn ask(mut socket: &UnixStream, request: Request) -> Result<(), Contr
         generation: GENERATION,
         request,
     };
-    Ok(socket.write_all(&line(&envelope)?)?)
+    socket.write_all(&line(&envelope)?).map_err(broken)
+}
+
+/// A monitor that is gone shows in either way.
+fn broken(error: io::Error) -> ControlError {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ControlError::Gone,
+        _ => ControlError::Io(error),
+    }
 }
 
 /// Waits for the reply, and not a byte more: what follows may be frames.
@@ -178,10 +186,7 @@ pub(crate) fn answer(mut socket: &UnixStream) -> Result<Reply, ControlError> {
             Ok(_) if line.len() == MAX_LINE => return Err(ControlError::TooLong),
             Ok(_) => line.push(byte[0]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                return Err(ControlError::Gone);
-            }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(broken(error)),
         }
     }
 }
@@ -234,7 +239,7 @@ pub(crate) fn answer_with_fd(socket: &UnixStream) -> Result<OwnedFd, ControlErro
             RecvFlags::CMSG_CLOEXEC,
         ) {
             Err(rustix::io::Errno::INTR) => continue,
-            result => result.map_err(io::Error::from)?,
+            result => result.map_err(|error| broken(error.into()))?,
         };
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(mut descriptors) = message {
@@ -304,6 +309,7 @@ mod tests {
         assert_eq!(&rest, b"frames");
         drop(far);
         assert!(matches!(answer(&near), Err(ControlError::Gone)));
+        assert!(matches!(ask(&near, Request::Ping), Err(ControlError::Gone)));
     }
 
     #[test]

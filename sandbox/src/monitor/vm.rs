@@ -150,7 +150,7 @@ impl Guest for Vm {
             VmExit::Reset if self.panicked() => "the guest's kernel panicked".to_owned(),
             exit => exit.to_string(),
         };
-        let lines = self.console.lines(LAST_LINES);
+        let lines = Guest::console(self);
         if !lines.is_empty() {
             text.push_str("; its console's last lines:\n");
             text.push_str(&lines.join("\n"));
@@ -159,7 +159,11 @@ impl Guest for Vm {
     }
 
     fn console(&self) -> Vec<String> {
-        self.console.lines(LAST_LINES)
+        let mut lines = self.console.lines(usize::MAX);
+        let first = panic_at(&lines).unwrap_or(lines.len().saturating_sub(LAST_LINES));
+        lines.drain(..first);
+        lines.truncate(LAST_LINES);
+        lines
     }
 
     fn fs_requests(&self) -> u64 {
@@ -173,11 +177,13 @@ impl Guest for Vm {
 
 impl Vm {
     fn panicked(&self) -> bool {
-        self.console
-            .lines(usize::MAX)
-            .iter()
-            .any(|line| line.contains("Kernel panic"))
+        panic_at(&self.console.lines(usize::MAX)).is_some()
     }
+}
+
+/// The line in which the guest's kernel says that it gives up.
+fn panic_at(lines: &[String]) -> Option<usize> {
+    lines.iter().position(|line| line.contains("Kernel panic"))
 }
 
 fn watch(machine: &Machine, dial: Sender<UnixStream>) -> io::Result<Watch> {

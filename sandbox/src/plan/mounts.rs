@@ -131,9 +131,9 @@ pub(super) fn plan(
             mounts.push(mount);
         }
     }
-    // A mount inside another's directory must come after it; sorting by depth keeps the rest.
-    own.sort_by_key(|mount| mount.destination().components().count());
     mounts.append(&mut own);
+    // A mount inside another's directory must come after it; sorting by depth keeps the rest.
+    mounts.sort_by_key(|mount| mount.destination().components().count());
     Ok((exports, mounts))
 }
 
