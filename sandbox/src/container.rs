@@ -123,11 +123,13 @@ impl Container {
             false => Ok((None, None)),
         }
         .map_err(failed)?;
-        let launched = launch(&self.monitor, &self.entry, lock, far).map_err(failed)?;
-        if let Err(failure) = launched.readiness() {
+        let started = launch(&self.monitor, &self.entry, lock, far)
+            .map_err(failed)
+            .and_then(|launched| Ok(launched.readiness()?));
+        if started.is_err() {
             self.clear_abandoned();
-            return Err(failure.into());
         }
+        started?;
         let stream = near.map(ProcessStream::new).transpose();
         stream.map_err(failed)
     }
