@@ -17,7 +17,7 @@ use rustix::mount::{
 use rustix::process::{Resource, Rlimit, WaitOptions};
 use rustix::system::RebootCommand;
 
-use crate::network;
+use crate::{kept, network};
 
 /// Where `serve` finds what it must know, in the machine's `/run`.
 pub(crate) const BOOT_FILE: &str = "/run/hull-host/boot.json";
@@ -75,6 +75,13 @@ fn set_up() -> Result<()> {
     limits();
     cgroups().context("hand out the cgroup controllers")?;
     modules_dir(&settings.kernel_dir).context("show the kernel's modules")?;
+    if let Err(error) = kept::cgroup() {
+        eprintln!("hull-host-init: no cgroup is kept: {error:#}");
+    }
+    let machine = kept::machine();
+    if let Err(error) = &machine {
+        eprintln!("hull-host-init: no virtual machine is kept: {error:#}");
+    }
     serve_and_reap()
 }
 
@@ -206,10 +213,7 @@ fn cgroups() -> Result<()> {
             eprintln!("hull-host-init: cgroup controller {controller}: {error}");
         }
     }
-    // The kernel patches its own code when a controller's first group comes to life. Emulated
-    // processors that run that code at that moment have been seen to trap and panic, so it happens
-    // here, while nothing else runs, and the group stays.
-    fs::create_dir("/sys/fs/cgroup/kept").context("make a first cgroup")
+    Ok(())
 }
 
 fn modules_dir(kernel_dir: &Path) -> Result<()> {

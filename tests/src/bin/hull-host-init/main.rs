@@ -9,6 +9,7 @@
 //! ```
 
 mod boot;
+mod kept;
 mod network;
 mod serve;
 mod session;
