@@ -79,7 +79,6 @@ impl Output {
     ///
     /// # Panics
     /// When it didn't.
-
     #[track_caller]
     pub fn ok(&self) -> String {
         assert_eq!(self.code, 0, "{:?}", self.all());
@@ -162,7 +161,7 @@ impl Process {
     #[must_use]
     pub fn spawn(mut self) -> Running {
         let name = format!("{:?}", self.argv);
-        let terminal = self.tty.map(|size| Terminal::open(size));
+        let terminal = self.tty.map(Terminal::open);
         if terminal.is_some() {
             // Makes the terminal its controlling one, and then is the process itself.
             self.argv.splice(0..0, ["setsid".into(), "-c".into()]);

@@ -3,6 +3,12 @@
 use super::{Case, Expect, sh};
 
 pub(super) fn cases() -> Vec<Case> {
+    let mut cases = variables();
+    cases.extend(places());
+    cases
+}
+
+fn variables() -> Vec<Case> {
     vec![
         sh(
             "variables_are_the_images_and_the_callers",
@@ -47,6 +53,11 @@ pub(super) fn cases() -> Vec<Case> {
         .only_hull("a bundle brings these files itself")
         .with(|setup| setup.hostname = Some("box-7"))
         .prints("box-7\n1\n"),
+    ]
+}
+
+fn places() -> Vec<Case> {
+    vec![
         sh("without_a_working_directory_it_is_the_root", "pwd").prints("/\n"),
         sh("the_working_directory_is_entered", "pwd; cat plain")
             .with(|setup| setup.cwd = Some("/srv"))

@@ -35,6 +35,7 @@ pub(super) fn cases() -> Vec<Case> {
             .prints("y\nno\n"),
     ];
     cases.extend(shares());
+    cases.extend(more_shares());
     cases.extend(files());
     cases
 }
@@ -71,6 +72,11 @@ fn shares() -> Vec<Case> {
             assert_eq!(kept, "kept\n");
             assert!(!case.join("shared/new").exists());
         }),
+    ]
+}
+
+fn more_shares() -> Vec<Case> {
+    vec![
         sh("a_mount_point_is_made", "cat /new/nested/path/given")
             .share(directory("/new/nested/path", &[("shared/given", "deep\n")]))
             .prints("deep\n"),
