@@ -282,11 +282,11 @@ impl Case {
         self
     }
 
-    /// Whether it needs an open stdin.
+    /// Whether it needs an open stdin. A terminal does: only then is the caller's own raw.
     #[must_use]
     pub fn is_interactive(&self) -> bool {
         let writes = |step: &Step| matches!(step.act, Act::Write(_) | Act::Host(..));
-        self.stdin.is_some() || self.steps.iter().any(writes)
+        self.tty.is_some() || self.stdin.is_some() || self.steps.iter().any(writes)
     }
 }
 
