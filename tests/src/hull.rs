@@ -160,10 +160,7 @@ impl Hull {
     /// every container is removed.
     #[must_use]
     pub fn leftovers(&self) -> Vec<String> {
-        self.traces(&self.ids(), |traces| {
-            traces.await_processes(Duration::ZERO);
-            traces.all()
-        })
+        self.traces(&self.ids(), Traces::all)
     }
 
     /// As [`Self::leftovers`], once Hull's last processes have had the time to say goodbye.

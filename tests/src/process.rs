@@ -24,7 +24,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
 /// How long a process may take if its test doesn't say. Machines under test are slow ones.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_secs(120);
 const CHUNK: usize = 64 * 1024;
 
 /// A process to start.
