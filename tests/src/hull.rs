@@ -160,7 +160,7 @@ impl Hull {
     /// every container is removed.
     #[must_use]
     pub fn leftovers(&self) -> Vec<String> {
-        self.traces(&self.ids(), Traces::all)
+        self.traces(&self.ids(), |traces| traces.all())
     }
 
     /// As [`Self::leftovers`], once Hull's last processes have had the time to say goodbye.
