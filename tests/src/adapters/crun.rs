@@ -117,6 +117,22 @@ impl Default for CrunAdapter {
     }
 }
 
+impl Drop for CrunAdapter {
+    /// A case that failed may have left its container.
+    fn drop(&mut self) {
+        let state = self.directory.path().join("state");
+        let Ok(containers) = fs::read_dir(&state) else {
+            return;
+        };
+        for container in containers.flatten() {
+            let mut command = std::process::Command::new("crun");
+            command.arg("--root").arg(&state).args(["delete", "-f"]);
+            // The failure that left it is the one to tell.
+            let _deleted = command.arg(container.file_name()).status();
+        }
+    }
+}
+
 impl Adapter for CrunAdapter {
     fn is_control(&self) -> bool {
         true

@@ -10,10 +10,13 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::time::Instant;
+
+use rustix::process::{Pid, Signal};
 
 use super::{Act, Case, Expect, Only, Share, all};
 use crate::adapters::Adapter;
-use crate::process::{Output, Process};
+use crate::process::{DEADLINE, Output, Process};
 
 /// Runs every case of a subject that can hold on this engine.
 ///
@@ -89,7 +92,10 @@ fn drive(case: &Case, mut process: Process, scratch: &Path) -> Output {
     for step in &case.steps {
         running.await_stdout(step.when);
         match step.act {
-            Act::Signal(signal) => running.signal(signal),
+            Act::Signal(signal) => {
+                await_listener(running.pid(), signal);
+                running.signal(signal);
+            }
             Act::Write(text) => running.write(text),
             Act::Resize(rows, columns) => running.resize(rows, columns),
             Act::Host(change, then) => {
@@ -99,6 +105,27 @@ fn drive(case: &Case, mut process: Process, scratch: &Path) -> Output {
         }
     }
     running.wait()
+}
+
+/// Waits until a process catches this signal, or keeps it for later. Some engines do so only some
+/// time after their container's first words.
+fn await_listener(pid: Pid, signal: Signal) {
+    let deadline = Instant::now() + DEADLINE;
+    let bit = 1_u64 << (signal.as_raw() - 1);
+    let path = format!("/proc/{}/status", pid.as_raw_nonzero());
+    let listens = || {
+        let status = fs::read_to_string(&path).expect("read a process's status");
+        let mask = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        };
+        let masks = [mask("SigBlk:"), mask("SigCgt:")];
+        masks.into_iter().flatten().any(|mask| mask & bit != 0)
+    };
+    while !listens() {
+        assert!(Instant::now() < deadline, "nobody listens for {signal:?}");
+        std::thread::yield_now();
+    }
 }
 
 fn judge(case: &Case, output: &Output) {
