@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, PipeReader, Write, stdout};
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
-use hull_sandbox::{Container, Engine, EngineError, ProcessStream, Root};
+use hull_sandbox::{CODE_HULL_FAILED, Container, Engine, EngineError, ProcessStream, Root};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
@@ -79,14 +79,14 @@ fn run_foreground(
             message: failure.message,
         }
         .into()),
-        End::Lost => lost(&container),
+        End::Lost => lost(container, args.rm),
         End::Detached => Ok(0),
         End::Interrupted(signal) => Ok(128 + signal),
         End::OutputClosed => {
             if args.rm {
-                // Nobody can see it or find it again: it ends as its output has.
-                container.signal(9)?;
-                container.wait()?;
+                // Nobody can see it or find it again: it ends as its output has. One that ended
+                // by itself is gone already.
+                let _ = container.remove(true);
             }
             Ok(128 + PIPE)
         }
@@ -94,18 +94,27 @@ fn run_foreground(
 }
 
 /// The stream ended without the command's end: the machine did, or its monitor.
-fn lost(container: &Container) -> anyhow::Result<u8> {
-    let record = container
-        .wait()
-        .context("the container's monitor went away without a word")?;
-    match record.error {
-        Some(error) => Err(Coded {
-            code: record.code,
-            message: error,
-        }
-        .into()),
-        None => Ok(record.code),
+fn lost(container: Container, auto_remove: bool) -> anyhow::Result<u8> {
+    let name = container.name().to_owned();
+    let record = container.wait();
+    if auto_remove {
+        // A monitor that was killed could not do it; one that did left nothing to do.
+        let _ = container.remove(true);
     }
+    let (code, why) = match record {
+        Ok(record) => match record.error {
+            Some(why) => (record.code, why),
+            // It ended well; only the stream broke.
+            None => return Ok(record.code),
+        },
+        Err(_) if auto_remove => (
+            CODE_HULL_FAILED,
+            "the virtual machine ended before its command".to_owned(),
+        ),
+        Err(error) => return Err(error.into()),
+    };
+    let message = format!("container {name} was lost: {why}");
+    Err(Coded { code, message }.into())
 }
 
 #[derive(Debug)]
