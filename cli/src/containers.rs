@@ -28,6 +28,9 @@ const SHORT_COMMAND: usize = 20;
 
 /// `hull ps`.
 pub(crate) fn ps(engine: &Engine, args: &PsArgs) -> anyhow::Result<u8> {
+    // What killed monitors were to take with them shouldn't be shown. A sweep that fails is
+    // tried again by the next command.
+    let _ = engine.sweep();
     let layout = match args.quiet {
         true => Layout::parse(Some("{{.ID}}"), &COLUMNS)?,
         false => Layout::parse(args.format.as_deref(), &COLUMNS)?,
