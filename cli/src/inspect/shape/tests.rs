@@ -1,6 +1,6 @@
 //! The object of a container in each of its states.
 
-use hull_sandbox::{ExitRecord, PlannedImage, PlannedVm, Running};
+use hull_sandbox::{ExitRecord, PlannedImage, Running};
 
 use super::*;
 
@@ -37,17 +37,12 @@ fn plan() -> Plan {
             id: "sha256:1".into(),
         }),
         labels: [("k".to_owned(), "v".to_owned())].into(),
-        vm: PlannedVm {
-            vcpus: 2,
-            cpu_quota: Some(1.5),
-            memory_bytes: 512 << 20,
-            kernel: "/k".into(),
-            initrd: "/i".into(),
-            cmdline: "quiet".into(),
-            debug: false,
-            kvm: "/dev/kvm".into(),
-            boot_timeout_s: 60,
-        },
+        vm: serde_json::from_value(json!({
+            "vcpus": 2, "cpu_quota": 1.5, "memory_bytes": 512 << 20, "kernel": "/k",
+            "initrd": "/i", "cmdline": "quiet", "debug": false, "kvm": "/dev/kvm",
+            "allow_emulated_kvm": false, "boot_timeout_s": 60,
+        }))
+        .unwrap(),
         root: PlannedRoot::Overlay(vec!["/layer".into()]),
         exports: vec![
             export("identity", ExportSource::Identity, false),
