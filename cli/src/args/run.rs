@@ -38,7 +38,7 @@ pub(crate) struct RunArgs {
     /// Bind mount a volume ([SOURCE:]TARGET[:ro])
     #[arg(short, long, value_name = "VOLUME", value_parser = volume)]
     pub(crate) volume: Vec<hull_sandbox::Volume>,
-    /// Attach a filesystem mount (type=bind|tmpfs|volume,source=…,target=…,readonly)
+    /// Attach a filesystem mount (type=bind,source=…,target=…)
     #[arg(long, value_name = "MOUNT", value_parser = parse::mount)]
     pub(crate) mount: Vec<Mount>,
     /// Mount a tmpfs directory (TARGET[:OPTIONS])
@@ -64,7 +64,7 @@ pub(crate) struct RunArgs {
     /// Write the container ID to the file
     #[arg(long, value_name = "FILE")]
     pub(crate) cidfile: Option<PathBuf>,
-    /// Run an init inside the container that forwards signals and reaps processes
+    /// Run an init that forwards signals and reaps processes
     #[arg(long)]
     pub(crate) init: bool,
     /// Signal to stop the container
@@ -73,13 +73,13 @@ pub(crate) struct RunArgs {
     /// Timeout (in seconds) to stop a container
     #[arg(long, value_name = "SECONDS", value_parser = parse::whole_seconds)]
     pub(crate) stop_timeout: Option<u32>,
-    /// Pull image before running
+    /// Pull image before running (missing, always, never)
     #[arg(
         long,
         value_enum,
         default_value_t,
-        value_name = "POLICY",
-        hide_possible_values = false
+        hide_possible_values = true,
+        value_name = "POLICY"
     )]
     pub(crate) pull: PullPolicy,
     #[command(flatten)]
@@ -89,17 +89,17 @@ pub(crate) struct RunArgs {
     pub(crate) quiet: bool,
     #[command(flatten)]
     pub(crate) keys: DetachKeys,
-    /// Connect a container to a network: there is only 'none' yet
+    /// Connect to a network: there is only 'none' yet
     #[arg(long, alias = "net", value_name = "NETWORK", value_parser = network)]
     pub(crate) network: Option<String>,
     /// Refused: a container has no network yet
     #[arg(short, long, value_name = "PORT")]
     pub(crate) publish: Vec<String>,
-    /// Boot the debugging kernel, with a serial console and a talkative log
+    /// Boot the debugging kernel, with a talkative console
     #[arg(long)]
     pub(crate) debug: bool,
     /// Print usage
-    #[arg(long, action = ArgAction::Help)]
+    #[arg(long, action = ArgAction::HelpShort)]
     help: Option<bool>,
     /// The image, then the command and its arguments
     #[arg(
@@ -149,7 +149,7 @@ pub(crate) struct LimitArgs {
     /// Sysctl options (name=value)
     #[arg(long, value_name = "SYSCTL", value_parser = parse::pair)]
     pub(crate) sysctl: Vec<(String, String)>,
-    /// Security options: there is only 'no-new-privileges' yet
+    /// Security options: only 'no-new-privileges' yet
     #[arg(long, value_name = "OPTION", value_parser = security_option)]
     pub(crate) security_opt: Vec<bool>,
 }
@@ -169,7 +169,7 @@ pub(crate) enum PullPolicy {
 /// Which of a multi-platform image.
 #[derive(Debug, Args)]
 pub(crate) struct Platform {
-    /// Set platform if the image has several (os/arch[/variant])
+    /// Set platform if the image has several (os/arch)
     #[arg(long)]
     pub(crate) platform: Option<String>,
 }
@@ -177,7 +177,7 @@ pub(crate) struct Platform {
 /// How to leave a terminal without ending its command.
 #[derive(Debug, Args)]
 pub(crate) struct DetachKeys {
-    /// Override the key sequence for detaching a container
+    /// Override the key sequence for detaching
     #[arg(
         id = "detach-keys", long = "detach-keys", value_name = "KEYS",
         default_value = "ctrl-p,ctrl-q", value_parser = keys

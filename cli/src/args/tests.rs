@@ -139,5 +139,6 @@ fn every_flag_is_described_and_the_help_of_run_fits_a_page() {
     let mut hull = Hull::command();
     let run = hull.find_subcommand_mut("run").unwrap();
     let help = run.render_help().to_string();
-    assert!(help.lines().count() <= 66, "{}", help.lines().count());
+    // One description that wraps would put all in lines of their own.
+    assert!(help.lines().count() <= 50, "{}", help.lines().count());
 }
