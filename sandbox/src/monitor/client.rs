@@ -3,7 +3,7 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 
-use hull_proto::{Decoder, ExitStatus, Frame, MAX_DATA};
+use hull_proto::{Decoder, ExitStatus, Failure, FailureKind, Frame, MAX_DATA};
 use rustix::event::PollFlags;
 use rustix::net::sockopt;
 
@@ -154,9 +154,15 @@ impl Client {
             (Role::Attached { .. }, Some(status)) => {
                 self.peer.send_frame(&Frame::Exited(status));
             }
+            // The record may be gone already: this client is told in full.
+            (Role::Attached { .. }, None) => {
+                self.peer.send_frame(&Frame::Failed(Failure {
+                    kind: FailureKind::Internal,
+                    message: record.error.clone().unwrap_or_default(),
+                }));
+            }
             (Role::Asking(_), _) => self.refuse("the container has ended"),
-            // An attached client whose stream ends without a last frame looks into the record.
-            (Role::Attached { .. } | Role::Leaving, _) => {}
+            (Role::Leaving, _) => {}
         }
     }
 }

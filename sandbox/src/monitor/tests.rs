@@ -6,7 +6,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
-use hull_proto::{Decoder, MAX_FROM_GUEST, MAX_FROM_HOST, encode};
+use hull_proto::{Decoder, Failure, FailureKind, MAX_FROM_GUEST, MAX_FROM_HOST, encode};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::*;
@@ -289,6 +289,13 @@ fn a_guest_that_dies_is_told_with_what_it_said_before() {
     assert_eq!(
         bench.client.receive().unwrap(),
         Some(Frame::Stdout(b"last words\n".to_vec()))
+    );
+    assert_eq!(
+        bench.client.receive().unwrap(),
+        Some(Frame::Failed(Failure {
+            kind: FailureKind::Internal,
+            message: "the guest's kernel panicked".to_owned(),
+        }))
     );
     assert_eq!(bench.client.receive().unwrap(), None);
     let (record, log) = bench.driver.join().unwrap();
