@@ -41,10 +41,9 @@ const DIRECTORIES: [&str; 7] = ["bin", "dev", "etc", "proc", "root", "sys", "tmp
 /// Where the inputs lie in the KVM host, in memory.
 pub(super) const PLACE: &str = "/tmp/hull-bench";
 
-/// Makes all inputs, Hull among them if it is wanted, and gives their directory.
-pub(super) fn make(with_hull: bool, report: &Report) -> Result<PathBuf> {
+/// Makes all inputs, Hull among them if `prefix` holds it, and gives their directory.
+pub(super) fn make(prefix: Option<&Path>, report: &Report) -> Result<PathBuf> {
     packages::ensure(&TOOLS, report)?;
-    let prefix = with_hull.then(stage::stage).transpose()?;
     let kernel = kernel::ensure()?;
     let measure = measurer()?;
     report.step("laying out the inputs");

@@ -16,6 +16,8 @@ use clap::Args;
 use hull_tests::host::{Host, Options, Report};
 use hull_tests::measure::{Findings, Order};
 
+use crate::stage;
+
 /// Wall time that all measurements may take: emulated instructions are slow.
 const LIMIT: Duration = Duration::from_secs(3600);
 
@@ -30,13 +32,21 @@ pub(crate) struct Arguments {
     /// Samples of each figure.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     runs: u16,
+    /// Measures the Hull that is installed there, not this workspace's.
+    #[arg(long)]
+    prefix: Option<PathBuf>,
 }
 
 /// Measures and prints.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let order = order(arguments)?;
     let report = crate::report("bench");
-    let inputs = inputs::make(order.programs.iter().any(|name| name == "hull"), &report)?;
+    let prefix = match &arguments.prefix {
+        Some(prefix) => Some(prefix.clone()),
+        None if order.programs.iter().any(|name| name == "hull") => Some(stage::stage()?),
+        None => None,
+    };
+    let inputs = inputs::make(prefix.as_deref(), &report)?;
     let findings = measure(&order, &inputs, &report)?;
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&findings.medians())?);
@@ -119,6 +129,7 @@ mod tests {
             names: names.iter().map(ToString::to_string).collect(),
             json: false,
             runs: 5,
+            prefix: None,
         })
     }
 

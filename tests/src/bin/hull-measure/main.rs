@@ -61,6 +61,9 @@ fn run() -> Result<()> {
     serde_json::to_writer(io::stdout(), &findings).context("write the findings")
 }
 
+/// One group of figures.
+type Part<B> = fn(&mut B) -> Result<()>;
+
 /// One program's measurements.
 struct Bench<'a> {
     order: &'a Order,
@@ -77,7 +80,7 @@ impl Bench<'_> {
         {
             return self.fail("load the image", &error);
         }
-        let parts: [(&str, fn(&mut Self) -> Result<()>); 5] = [
+        let parts: [(&str, Part<Self>); 5] = [
             ("time starts", Self::starts),
             ("time the first process", Self::first_process),
             ("count exits", Self::exits),
