@@ -2,6 +2,7 @@
 //!
 //! Owns: resuming, retrying and their delays. Refuses: believing the registry about sizes.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use reqwest::{Response, StatusCode};
@@ -26,6 +27,8 @@ pub(super) struct Fetcher<'a> {
     pub(super) options: &'a PullOptions<'a>,
     /// The reference asked for, for errors.
     pub(super) reference: String,
+    /// Set when the pull has failed elsewhere: transfers end, and keep what they have.
+    pub(super) stopped: AtomicBool,
 }
 
 impl Fetcher<'_> {
@@ -141,19 +144,7 @@ impl Fetcher<'_> {
                     .into());
             }
         }
-        let mut reported = ingest.received();
-        loop {
-            let chunk = response
-                .chunk()
-                .await
-                .map_err(|error| self.client.lost(&error))?;
-            let Some(chunk) = chunk else { break };
-            ingest.append(&chunk).map_err(|error| self.stored(error))?;
-            if ingest.received() - reported >= REPORT_BYTES {
-                reported = ingest.received();
-                self.report(digest, reported, size);
-            }
-        }
+        self.receive(ingest, &mut response, digest, size).await?;
         if ingest.received() < size {
             let reason = "the connection was closed early".to_owned();
             let registry = self.client.registry().to_owned();
@@ -165,6 +156,35 @@ impl Fetcher<'_> {
             });
         }
         self.report(digest, size, size);
+        Ok(())
+    }
+
+    /// Keeps what arrives, until no more does or the pull has failed elsewhere.
+    async fn receive(
+        &self,
+        ingest: &mut Ingest,
+        response: &mut Response,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<(), Failure> {
+        let mut reported = ingest.received();
+        loop {
+            let chunk = response
+                .chunk()
+                .await
+                .map_err(|error| self.client.lost(&error))?;
+            let Some(chunk) = chunk else { break };
+            if self.stopped.load(Ordering::Relaxed) {
+                let reason = "the pull was given up".to_owned();
+                let registry = self.client.registry().to_owned();
+                return Err(PullError::Registry { registry, reason }.into());
+            }
+            ingest.append(&chunk).map_err(|error| self.stored(error))?;
+            if ingest.received() - reported >= REPORT_BYTES {
+                reported = ingest.received();
+                self.report(digest, reported, size);
+            }
+        }
         Ok(())
     }
 

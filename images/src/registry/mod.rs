@@ -8,17 +8,17 @@ mod client;
 mod credentials;
 mod error;
 mod fetch;
+mod layers;
 
-use std::collections::BTreeSet;
-use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 
 use self::client::Client;
 use self::fetch::Fetcher;
 use crate::Reference;
 use crate::digest::Digest;
 use crate::manifest::{self, Document, Manifest};
-use crate::progress::{Progress, Silent, Step};
-use crate::store::{Entry, Image, ImageStore, Layer};
+use crate::progress::{Progress, Silent};
+use crate::store::{Entry, Image, ImageStore};
 
 pub use error::PullError;
 
@@ -133,6 +133,7 @@ impl ImageStore {
             runtime: &runtime,
             options,
             reference: reference.familiar(),
+            stopped: AtomicBool::new(false),
         };
         fetcher.pull(reference)
     }
@@ -243,10 +244,7 @@ impl Fetcher<'_> {
         let image =
             Image::from_parts(digest.clone(), manifest_bytes, manifest, &bytes).map_err(stored)?;
         self.check_platform(&image)?;
-        self.fetch_layers(&image.layers)?;
-        self.store
-            .unpacked_layers(&image, self.options.progress)
-            .map_err(stored)?;
+        self.layers(&image.layers)?;
         Ok(image)
     }
 
@@ -263,54 +261,6 @@ impl Fetcher<'_> {
         Err(self.unusable(format!(
             "the image is for {os}/{architecture}, not for {wanted}"
         )))
-    }
-
-    /// Fetches several layers at once; the first that fails for good stops those not begun.
-    fn fetch_layers(&self, layers: &[Layer]) -> Result<(), PullError> {
-        let progress = self.options.progress;
-        let sizes: Vec<_> = layers.iter().map(|l| (l.digest.clone(), l.size)).collect();
-        progress.layers(&sizes);
-        let mut seen = BTreeSet::new();
-        let mut waiting: Vec<&Layer> = layers.iter().filter(|l| seen.insert(&l.digest)).collect();
-        waiting.retain(|layer| !self.store.has_blob(&layer.digest));
-        for layer in &waiting {
-            progress.step(
-                &layer.digest,
-                Step::Waiting {
-                    total_bytes: layer.size,
-                },
-            );
-        }
-        waiting.reverse();
-        let workers = self.options.concurrency.clamp(1, 16).min(waiting.len());
-        let queue = Mutex::new((waiting, None));
-        let work = || {
-            loop {
-                let next = match queue.lock() {
-                    Ok(mut state) if state.1.is_none() => state.0.pop(),
-                    _ => None,
-                };
-                let Some(layer) = next else { return };
-                match self.blob(&layer.digest, layer.size) {
-                    Ok(()) => progress.step(&layer.digest, Step::Downloaded),
-                    Err(error) => {
-                        if let Ok(mut state) = queue.lock() {
-                            state.1.get_or_insert(error);
-                        }
-                    }
-                }
-            }
-        };
-        std::thread::scope(|scope| {
-            for _ in 0..workers {
-                scope.spawn(work);
-            }
-        });
-        match queue.into_inner().map(|(_, error)| error) {
-            Ok(None) => Ok(()),
-            Ok(Some(error)) => Err(error),
-            Err(_) => Err(self.unusable("a download thread panicked".to_owned())),
-        }
     }
 
     fn unusable(&self, reason: String) -> PullError {

@@ -38,7 +38,7 @@ impl ImageStore {
 
     /// The directory of `layer`, unpacked now if it is not there. `below` are the directories of
     /// the layers under it, base first. The caller holds the sweep lock.
-    pub(super) fn unpacked_layer(
+    pub(crate) fn unpacked_layer(
         &self,
         layer: &Layer,
         below: &[PathBuf],

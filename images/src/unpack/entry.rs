@@ -19,6 +19,9 @@ use super::path::{Meaning, Name};
 use super::tar::{Archive, Entry, Kind};
 use super::tree::{Attributes, Tree, create_file, failed, is_directory, set_times};
 
+/// Most memory for the names of directories that wait, in bytes: two million of usual length.
+const MAX_WAITING_BYTES: usize = 256 << 20;
+
 /// A layer being made.
 pub(super) struct Maker<'l> {
     tree: Tree<'l>,
@@ -28,6 +31,8 @@ pub(super) struct Maker<'l> {
     file_bytes: u64,
     /// Directories whose final mode and time wait until nothing is made in them any more.
     directories: Vec<(Name, Attributes)>,
+    /// Memory that these take.
+    waiting_bytes: usize,
     buffer: Vec<u8>,
 }
 
@@ -39,6 +44,7 @@ impl<'l> Maker<'l> {
             entries: 0,
             file_bytes: 0,
             directories: Vec::new(),
+            waiting_bytes: 0,
             buffer: vec![0; 128 * 1024],
         };
         // Until an entry describes it, the root looks as it does in the layers below.
@@ -118,6 +124,11 @@ impl<'l> Maker<'l> {
         self.set_xattrs(&directory, entry, &name)?;
         if hides {
             self.mark_opaque(&directory, &name)?;
+        }
+        self.waiting_bytes += name.as_bytes().len() + size_of::<(Name, Attributes)>();
+        if self.waiting_bytes > MAX_WAITING_BYTES {
+            let text = "names of directories of more than 256 MiB together".to_owned();
+            return Err(UnpackError::Limit(text));
         }
         self.directories.push((name, attributes));
         Ok(())

@@ -140,6 +140,10 @@ impl<'a> Entries<'a> {
             let text = format!("more than {} files", self.limits.entries);
             return Err(UnpackError::Limit(text));
         }
+        if entry.name.len().max(entry.link.len()) > self.limits.path_bytes {
+            let text = format!("a name of more than {} bytes", self.limits.path_bytes);
+            return Err(UnpackError::Limit(text));
+        }
         let kind = match (entry.kind, entry.segments) {
             (tar::Kind::File, None) => MemberKind::File,
             (tar::Kind::Symlink, _) => MemberKind::Symlink,
