@@ -1,0 +1,125 @@
+//! Disks that are full, while loading, while pulling, while running.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use hull_tests::hull::Hull;
+use hull_tests::process::Process;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use super::archive::{Tar, archive};
+use super::images::names;
+use super::refused;
+use super::registry::{Content, Registry};
+
+/// A small disk where Hull keeps its state. Dropped before its Hull is, as that must find no mount.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn new(hull: &Hull, size: &str) -> Self {
+        let place = hull.state_dir();
+        fs::create_dir_all(&place).unwrap();
+        let options = std::ffi::CString::new(format!("size={size}")).unwrap();
+        mount(
+            "small",
+            &place,
+            "tmpfs",
+            MountFlags::empty(),
+            options.as_c_str(),
+        )
+        .unwrap();
+        Self(place)
+    }
+
+    /// Leaves no byte free.
+    fn fill(&self) {
+        let to = format!("of={}", self.0.join("filler").display());
+        let filled = Process::new(["dd", "if=/dev/zero", &to, "bs=4k"]).output();
+        assert!(
+            filled.errors().contains("No space left"),
+            "{}",
+            filled.errors()
+        );
+    }
+
+    fn empty(&self) {
+        fs::remove_file(self.0.join("filler")).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Monitors that are about to exit have their own copy of it.
+        let gone = unmount(&self.0, UnmountFlags::DETACH);
+        assert!(gone.is_ok() || std::thread::panicking(), "{gone:?}");
+    }
+}
+
+fn no_remains(state: &Path) {
+    let images = state.join("images");
+    assert!(names(&images.join("unpack")).is_empty());
+    let staged = names(&images.join("ingest"));
+    assert!(
+        staged.iter().all(|name| name.len() == 64),
+        "only a download that can go on may stay: {staged:?}"
+    );
+}
+
+#[test]
+fn full_while_loading_and_pulling() {
+    let Some(hull) = Hull::new() else { return };
+    let disk = SmallDisk::new(&hull, "4m");
+    let big = Tar::default()
+        .file("f", &"sixteen letters!".repeat(384 << 10))
+        .finish();
+    let loaded = hull
+        .cmd(["load", "-q"])
+        .stdin(archive("big:1", &big))
+        .output();
+    refused(&loaded, 1, &["No space left on device"]);
+    no_remains(&disk.0);
+    // What is small enough still fits.
+    let small = archive("small:1", &Tar::default().file("f", "fits").finish());
+    let loaded = hull.cmd(["load"]).stdin(small).output();
+    assert_eq!(loaded.ok(), "Loaded image: small:1\n");
+    let images = hull.cmd(["images", "-aq"]).output().ok();
+    let content = Content::new(&big);
+    let registry = Registry::serve(move |path| content.honest(path));
+    let name = registry.name("a/b:1");
+    let pulled = hull.cmd(["pull", "-q", &name]).output();
+    refused(&pulled, 1, &["No space left on device"]);
+    no_remains(&disk.0);
+    let ran = hull.cmd(["run", "--rm", "-q", &name]).output();
+    refused(&ran, 125, &["No space left on device"]);
+    assert_eq!(hull.cmd(["images", "-aq"]).output().ok(), images);
+    assert_eq!(hull.cmd(["ps", "-aq"]).output().ok(), "");
+    drop(disk);
+}
+
+#[test]
+fn full_while_running() {
+    let Some(hull) = Hull::new() else { return };
+    let disk = SmallDisk::new(&hull, "24m");
+    let image = hull.image();
+    let script = "dd if=/dev/zero of=/fill bs=64k; echo dd: $?; \
+        echo still here; rm /fill; echo x > /after && cat /after";
+    let words = ["run", "--name", "filler", &image, "sh", "-c", script];
+    let ran = hull.cmd(words).output();
+    assert_eq!(ran.code, 0, "{:?}", ran.all());
+    assert_eq!(ran.text(), "dd: 1\nstill here\nx\n");
+    assert!(
+        ran.errors().contains("No space left on device"),
+        "{}",
+        ran.errors()
+    );
+    // With nothing left at all, a start is refused, and what is there can be removed.
+    disk.fill();
+    let ran = hull.cmd(["run", "--rm", &image, "true"]).output();
+    refused(&ran, 125, &["No space left on device"]);
+    assert_eq!(hull.cmd(["rm", "filler"]).output().ok(), "filler\n");
+    assert_eq!(hull.cmd(["ps", "-aq"]).output().ok(), "");
+    disk.empty();
+    let ran = hull.cmd(["run", "--rm", &image, "echo", "room"]).output();
+    assert_eq!(ran.all(), (0, "room\n".into(), String::new()));
+    drop(disk);
+}
