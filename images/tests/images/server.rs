@@ -124,7 +124,9 @@ fn send(mut stream: TcpStream, reply: &Reply) -> std::io::Result<()> {
     }
     stream.write_all(head.as_bytes())?;
     stream.write_all(b"\r\n")?;
-    stream.write_all(&reply.body[..reply.cut.unwrap_or(reply.body.len())])?;
+    // A resumed tail may be shorter than the cut that its whole would get.
+    let sent = reply.cut.unwrap_or(usize::MAX).min(reply.body.len());
+    stream.write_all(&reply.body[..sent])?;
     if reply.endless {
         loop {
             stream.write_all(&[b' '; 65536])?; // until the client hangs up
