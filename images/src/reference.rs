@@ -59,8 +59,7 @@ impl Reference {
                 "64 hexadecimal digits are an image ID, not a name",
             )));
         }
-        let parsed = plain(text).map_or_else(|| oci_client::Reference::from_str(text), Ok);
-        let parsed = parsed.map_err(|error| {
+        let parsed = oci_client::Reference::from_str(text).map_err(|error| {
             use oci_client::ParseError as E;
             refused(match error {
                 E::DigestInvalidLength | E::DigestInvalidFormat => Some("the digest is malformed"),
@@ -190,53 +189,6 @@ impl Ord for Reference {
     }
 }
 
-/// The names that people write most, without the library's regular expression: compiling that
-/// costs more instructions than a guest's boot. Anything unusual is left to it.
-fn plain(text: &str) -> Option<oci_client::Reference> {
-    let (name, tag) = match text.rsplit_once(':') {
-        Some((name, tag)) if !tag.contains('/') => (name, tag),
-        _ => (text, "latest"),
-    };
-    let tag_is_plain = (1..=128).contains(&tag.len())
-        && !tag.starts_with(['.', '-'])
-        && tag
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-    let (host, path) = match name.split_once('/') {
-        Some((host, path)) if host == "localhost" || host.contains(['.', ':']) => (host, path),
-        _ => (HUB, name),
-    };
-    let (domain, port) = host.split_once(':').unwrap_or((host, "0"));
-    let host_is_plain = domain.split('.').all(is_plain_word)
-        && (1..=5).contains(&port.len())
-        && port.bytes().all(|b| b.is_ascii_digit())
-        && host != "index.docker.io";
-    let path_is_plain = path.len() <= 200 && path.split('/').all(is_plain_word);
-    if !(tag_is_plain && host_is_plain && path_is_plain) {
-        return None;
-    }
-    let path = if host == HUB && !path.contains('/') {
-        format!("{OFFICIAL}{path}")
-    } else {
-        path.to_owned()
-    };
-    Some(oci_client::Reference::with_tag(
-        host.to_owned(),
-        path,
-        tag.to_owned(),
-    ))
-}
-
-/// Lower-case letters and digits, with single hyphens between them.
-fn is_plain_word(word: &str) -> bool {
-    word.split('-').all(|part| {
-        !part.is_empty()
-            && part
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -333,15 +285,6 @@ mod tests {
             let reference = Reference::parse(&format!("{host}{path}{tag}")).unwrap();
             prop_assert_eq!(&Reference::parse(&reference.to_string()).unwrap(), &reference);
             prop_assert_eq!(&Reference::parse(&reference.familiar()).unwrap(), &reference);
-        }
-
-        #[test]
-        fn plain_names_are_what_the_library_says(
-            text in "(localhost|localhost:5000|docker\\.io|index\\.docker\\.io|[a-z0-9.:-]{1,6})?/?[a-z0-9._/-]{0,10}(:[a-zA-Z0-9._/-]{0,6})?"
-        ) {
-            if let Some(seen) = plain(&text) {
-                prop_assert_eq!(Some(seen), oci_client::Reference::from_str(&text).ok(), "{}", text);
-            }
         }
     }
 }
