@@ -4,20 +4,33 @@
 //! full or as people write them. Refuses: I/O; what a name points to is the store's business.
 //!
 //! Grammar: `github.com/distribution/reference`; the defaults (`docker.io`, `library/`, `latest`)
-//! are Docker's `ParseDockerRef`.
+//! are Docker's `ParseDockerRef`. The parser is our own because each start runs it: the registry
+//! client's compiles a regular expression first, at 248 M instructions.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::digest::Digest;
 
+mod grammar;
+
 const HUB: &str = "docker.io";
+/// The Hub's name in old references.
+const HUB_OLD: &str = "index.docker.io";
 const OFFICIAL: &str = "library/";
+const LATEST: &str = "latest";
+
+/// Longest reference, in bytes.
+const MAX_TEXT: usize = 1024;
+/// Longest repository, in bytes.
+const MAX_REPOSITORY: usize = 255;
 
 /// A complete image reference: registry, repository, and a tag or a digest or both.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Reference {
-    parsed: oci_client::Reference,
+    registry: String,
+    repository: String,
+    tag: Option<String>,
     digest: Option<Digest>,
 }
 
@@ -44,63 +57,37 @@ impl Reference {
     /// # Errors
     /// [`ReferenceError`] naming the text and, where known, the rule it breaks.
     pub fn parse(text: &str) -> Result<Self, ReferenceError> {
-        let refused = |reason| ReferenceError::Format {
+        grammar::parse(text).map_err(|reason| ReferenceError::Format {
             text: text.chars().take(300).collect(),
             reason,
-        };
-        if text.is_empty() {
-            return Err(refused(Some("the name is empty")));
-        }
-        if text.len() > 1024 {
-            return Err(refused(Some("it is too long")));
-        }
-        if text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-            return Err(refused(Some(
-                "64 hexadecimal digits are an image ID, not a name",
-            )));
-        }
-        let parsed = oci_client::Reference::from_str(text).map_err(|error| {
-            use oci_client::ParseError as E;
-            refused(match error {
-                E::DigestInvalidLength | E::DigestInvalidFormat => Some("the digest is malformed"),
-                E::DigestUnsupported => Some("only sha256 digests are supported"),
-                E::NameTooLong => Some("repository name must not be more than 255 characters"),
-                _ if oci_client::Reference::from_str(&text.to_lowercase()).is_ok() => {
-                    Some("repository name must be lowercase")
-                }
-                _ => None,
-            })
-        })?;
-        let digest = match parsed.digest().map(Digest::from_str) {
-            None => None,
-            Some(Ok(digest)) => Some(digest),
-            Some(Err(_)) => return Err(refused(Some("only sha256 digests are supported"))),
-        };
-        Ok(Self { parsed, digest })
+        })
     }
 
     /// Host and port of the registry, `docker.io` for Docker Hub.
     #[must_use]
     pub fn registry(&self) -> &str {
-        self.parsed.registry()
+        &self.registry
     }
 
     /// Host and port that requests go to (Docker Hub answers on another host than its name).
     #[must_use]
     pub fn registry_address(&self) -> &str {
-        self.parsed.resolve_registry()
+        match self.registry() {
+            HUB => HUB_OLD,
+            registry => registry,
+        }
     }
 
     /// Path of the repository in its registry, e.g. `library/alpine`.
     #[must_use]
     pub fn repository(&self) -> &str {
-        self.parsed.repository()
+        &self.repository
     }
 
     /// The tag, `latest` when neither tag nor digest was given.
     #[must_use]
     pub fn tag(&self) -> Option<&str> {
-        self.parsed.tag()
+        self.tag.as_deref()
     }
 
     /// The digest, if the reference is pinned.
@@ -146,13 +133,28 @@ impl Reference {
     #[must_use]
     pub fn with_digest(&self, digest: &Digest) -> Self {
         Self {
-            parsed: self.parsed.clone_with_digest(digest.to_string()),
+            tag: None,
             digest: Some(digest.clone()),
+            ..self.clone()
         }
     }
 
-    pub(crate) fn as_oci(&self) -> &oci_client::Reference {
-        &self.parsed
+    /// The reference as the registry client takes it.
+    pub(crate) fn to_oci(&self) -> oci_client::Reference {
+        let (registry, repository) = (self.registry.clone(), self.repository.clone());
+        let digest = self.digest.as_ref().map(Digest::to_string);
+        match (self.tag.clone(), digest) {
+            (Some(tag), Some(digest)) => {
+                oci_client::Reference::with_tag_and_digest(registry, repository, tag, digest)
+            }
+            (None, Some(digest)) => {
+                oci_client::Reference::with_digest(registry, repository, digest)
+            }
+            (tag, None) => {
+                let tag = tag.unwrap_or_else(|| LATEST.to_owned());
+                oci_client::Reference::with_tag(registry, repository, tag)
+            }
+        }
     }
 }
 
@@ -167,13 +169,20 @@ impl FromStr for Reference {
 /// In full: `docker.io/library/alpine:3`.
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.parsed, f)
+        write!(f, "{}/{}", self.registry, self.repository)?;
+        if let Some(tag) = &self.tag {
+            write!(f, ":{tag}")?;
+        }
+        if let Some(digest) = &self.digest {
+            write!(f, "@{digest}")?;
+        }
+        Ok(())
     }
 }
 
 impl fmt::Debug for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.parsed, f)
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -285,6 +294,24 @@ mod tests {
             let reference = Reference::parse(&format!("{host}{path}{tag}")).unwrap();
             prop_assert_eq!(&Reference::parse(&reference.to_string()).unwrap(), &reference);
             prop_assert_eq!(&Reference::parse(&reference.familiar()).unwrap(), &reference);
+        }
+
+        /// The registry client reads names by the same grammar, but for IPv6 and capitals in domains.
+        #[test]
+        fn others_read_the_same(
+            text in "(([a-z0-9.:-]{1,6}|localhost|docker\\.io)/)?[a-z0-9._/-]{0,8}(:[a-z0-9._-]{0,4})?(@sha256:[0-9a-f]{64})?",
+        ) {
+            let ours = Reference::parse(&text);
+            let theirs = oci_client::Reference::from_str(&text);
+            match (ours, theirs) {
+                (Ok(ours), Ok(theirs)) => {
+                    prop_assert_eq!(ours.to_string(), theirs.to_string());
+                    prop_assert_eq!(ours.registry_address(), theirs.resolve_registry());
+                    prop_assert_eq!(ours.to_oci(), theirs);
+                }
+                (Err(_), Err(_)) => {}
+                (ours, theirs) => panic!("{text}: {ours:?} {theirs:?}"),
+            }
         }
     }
 }

@@ -104,7 +104,7 @@ impl Client {
         let operation = oci_client::RegistryOperation::Pull;
         let token = self
             .tokens
-            .auth(self.reference.as_oci(), &self.auth, operation)
+            .auth(&self.reference.to_oci(), &self.auth, operation)
             .await
             .map_err(|error| self.token_failure(error))?;
         let text = match (&token, &self.auth) {
