@@ -52,7 +52,7 @@ pub enum MemoryError {
         #[source]
         source: io::Error,
     },
-    /// A template was asked for, but none given, or one of another size.
+    /// A template was asked for, but none given, or a shorter one.
     #[error("template memory of {wanted} bytes is needed, {given} bytes were given")]
     Template {
         /// Size in the spec.
@@ -76,7 +76,7 @@ pub fn ram_ranges(size_bytes: u64) -> Vec<Range<u64>> {
         .collect()
 }
 
-/// Maps guest RAM. With [`MemoryBacking::Template`], `file` holds the template's memory;
+/// Maps guest RAM. With [`MemoryBacking::Template`], `file` begins with the template's memory;
 /// with [`MemoryBacking::Shared`], the memory file made is returned beside it.
 ///
 /// # Errors
@@ -151,7 +151,7 @@ fn check_template(file: Option<File>, wanted: u64) -> Result<File, MemoryError> 
         .as_ref()
         .and_then(|f| f.metadata().ok())
         .map_or(0, |m| m.len());
-    file.filter(|_| given == wanted)
+    file.filter(|_| given >= wanted)
         .ok_or(MemoryError::Template { wanted, given })
 }
 
@@ -200,6 +200,11 @@ mod tests {
         let mut now = [0; 8];
         std::os::unix::fs::FileExt::read_exact_at(&template, &mut now, 0).unwrap();
         assert_eq!(&now, b"template");
+        // What lies behind the memory isn't the guest's.
+        template.set_len(size + 1).unwrap();
+        let given = template.try_clone().unwrap();
+        assert!(map_ram(&spec(size, MemoryBacking::Template), Some(given)).is_ok());
+        template.set_len(size).unwrap();
         let other = map_ram(&spec(size * 2, MemoryBacking::Template), Some(template));
         assert!(matches!(other, Err(MemoryError::Template { given, .. }) if given == size));
         assert!(map_ram(&spec(size, MemoryBacking::Template), None).is_err());

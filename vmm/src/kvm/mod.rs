@@ -12,6 +12,7 @@ pub mod cpuid;
 pub mod state;
 pub mod vcpu;
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
@@ -143,6 +144,26 @@ impl Vm {
             .register_ioevent(&as_eventfd(fd), &IoEventAddress::Mmio(address), value)
             .map_err(refused("connect a doorbell"))
     }
+}
+
+/// A number for the processor that guests of `vcpus` vCPUs see through an open /dev/kvm: equal
+/// for hosts on which a saved vCPU finds itself at home, of one build of this crate.
+///
+/// # Errors
+/// When KVM won't tell.
+pub fn processor(kvm: BorrowedFd<'_>, vcpus: u8) -> Result<u64, KvmError> {
+    // SAFETY: the descriptor is open while borrowed, and ManuallyDrop never closes it; if it
+    // isn't /dev/kvm, the call on it fails.
+    let kvm = ManuallyDrop::new(unsafe { Kvm::from_raw_fd(kvm.as_raw_fd()) });
+    let supported = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(refused("ask for the supported CPUID"))?;
+    let mut hasher = DefaultHasher::new();
+    for leaf in cpuid::for_vcpu(supported.as_slice(), 0, vcpus) {
+        let registers = [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx];
+        (leaf.function, leaf.index, registers).hash(&mut hasher);
+    }
+    Ok(hasher.finish())
 }
 
 /// KVM's crate wants its own type of eventfd; this lends it ours.

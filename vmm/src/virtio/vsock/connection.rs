@@ -19,6 +19,7 @@ use std::time::Instant;
 
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::packet::{Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 
@@ -79,6 +80,19 @@ pub(super) struct Connection {
     told_shutdown: u32,
 }
 
+/// An open stream with nothing on its way, as a snapshot keeps it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamState {
+    pub(super) host_port: u32,
+    pub(super) guest_port: u32,
+    rx_cnt: u32,
+    fwd_cnt: u32,
+    told_fwd_cnt: u32,
+    tx_cnt: u32,
+    peer_buf_alloc: u32,
+    peer_fwd_cnt: u32,
+}
+
 /// Control packets a connection has yet to send.
 #[derive(Debug, Default, Clone, Copy)]
 struct Owed {
@@ -107,6 +121,40 @@ impl Connection {
         let mut connection = Self::new(stream, host_port, guest_port, Phase::Requested(deadline));
         connection.owes.request = true;
         connection
+    }
+
+    /// A saved stream, going on over another socket.
+    pub(super) fn resumed(stream: UnixStream, state: &StreamState) -> Self {
+        Self {
+            rx_cnt: state.rx_cnt,
+            fwd_cnt: state.fwd_cnt,
+            told_fwd_cnt: state.told_fwd_cnt,
+            tx_cnt: state.tx_cnt,
+            peer_buf_alloc: state.peer_buf_alloc,
+            peer_fwd_cnt: state.peer_fwd_cnt,
+            ..Self::new(stream, state.host_port, state.guest_port, Phase::Open)
+        }
+    }
+
+    /// What another socket could go on with; `None` while anything is on its way or closed.
+    pub(super) fn state(&self) -> Option<StreamState> {
+        let closed = self.guest_sends_no_more
+            || self.host_reads_no_more
+            || self.host_sends_no_more
+            || self.guest_reads_no_more
+            || self.hung_up;
+        let quiet = self.received.is_empty() && self.staged_from == self.staged.len();
+        let owes = self.owes.request || self.owes.response;
+        (self.phase == Phase::Open && quiet && !closed && !owes).then_some(StreamState {
+            host_port: self.host_port,
+            guest_port: self.guest_port,
+            rx_cnt: self.rx_cnt,
+            fwd_cnt: self.fwd_cnt,
+            told_fwd_cnt: self.told_fwd_cnt,
+            tx_cnt: self.tx_cnt,
+            peer_buf_alloc: self.peer_buf_alloc,
+            peer_fwd_cnt: self.peer_fwd_cnt,
+        })
     }
 
     fn new(stream: UnixStream, host_port: u32, guest_port: u32, phase: Phase) -> Self {

@@ -32,6 +32,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
 
 use self::connection::MAX_DATA_BYTES;
+pub use self::connection::StreamState;
 pub use self::mux::MAX_CONNECTIONS;
 use self::mux::{CONNECT_TIMEOUT, Mux};
 use self::packet::{HEADER_BYTES, Header, Op};
@@ -101,13 +102,19 @@ enum TransportReset {
     Told,
 }
 
-/// What a snapshot keeps of the device: connections don't survive it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// What a snapshot keeps of the device.
+///
+/// Streams that the guest opened are carried on, each over a new socket, if all of the
+/// device's are such and nothing is on its way in any. Else none survives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VsockState {
     /// The guest's context id.
     pub guest_cid: u64,
     /// The guest had connections, and has to be told that they are gone.
     pub had_connections: bool,
+    /// Those that are carried on.
+    #[serde(default)]
+    pub streams: Vec<StreamState>,
 }
 
 /// The socket device.
@@ -264,22 +271,35 @@ impl Persist for Vsock {
     type State = VsockState;
 
     fn save(&self) -> VsockState {
+        let streams = match self.transport_reset {
+            TransportReset::None => self.mux.streams(),
+            TransportReset::Due | TransportReset::Told => None,
+        };
         VsockState {
             guest_cid: self.guest_cid,
-            had_connections: self.mux.len() > 0 || self.transport_reset != TransportReset::None,
+            had_connections: streams.is_none(),
+            streams: streams.unwrap_or_default(),
         }
     }
 
     fn restore(&mut self, state: VsockState) -> Result<(), RestoreError> {
+        let mismatch = |why| RestoreError::Mismatch {
+            unit: Self::UNIT.to_owned(),
+            why,
+        };
         if state.guest_cid != self.guest_cid {
-            let why = format!(
+            return Err(mismatch(format!(
                 "it was saved with guest CID {}, the device has {}",
                 state.guest_cid, self.guest_cid
-            );
-            return Err(RestoreError::Mismatch {
-                unit: Self::UNIT.to_owned(),
-                why,
-            });
+            )));
+        }
+        for stream in &state.streams {
+            self.mux.carry_on(stream).map_err(|error| {
+                mismatch(format!(
+                    "nobody goes on with its stream to port {}: {error}",
+                    stream.host_port
+                ))
+            })?;
         }
         self.transport_reset = if state.had_connections {
             TransportReset::Due

@@ -17,7 +17,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
-use super::connection::{Connection, MAX_DATA_BYTES, Phase, Violation};
+use super::connection::{Connection, MAX_DATA_BYTES, Phase, StreamState, Violation};
 use super::packet::{HOST_CID, Header, Op, SHUTDOWN_BOTH, TYPE_STREAM};
 
 /// Connections a guest may have, in both directions together.
@@ -129,6 +129,26 @@ impl Mux {
         self.resets.clear();
         self.timer_is_stale = true;
         self.arm_timer();
+    }
+
+    /// All streams, if each was opened by the guest, is open and has nothing on its way.
+    pub(super) fn streams(&self) -> Option<Vec<StreamState>> {
+        let quiet = |connection: &Connection| {
+            let state = connection.state()?;
+            self.ports.contains_key(&state.host_port).then_some(state)
+        };
+        self.connections.values().map(quiet).collect()
+    }
+
+    /// Goes on with a saved stream: its host takes it as one that the guest just opened.
+    pub(super) fn carry_on(&mut self, state: &StreamState) -> io::Result<()> {
+        let host = self.ports.get(&state.host_port);
+        let host = host.ok_or(io::ErrorKind::ConnectionRefused)?;
+        let (ours, theirs) = UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        host.send(theirs)
+            .map_err(|_| io::ErrorKind::ConnectionRefused)?;
+        self.insert(Connection::resumed(ours, state))
     }
 
     /// So many refusals wait that the guest's packets have to.

@@ -307,8 +307,11 @@ fn state_survives_and_cut_connections_are_told() {
     let (mut restored, accepted) = device();
     persist_roundtrip(&guest.device, &mut restored);
     assert_eq!(restored.transport_reset, TransportReset::None);
-    let _host = guest.connected();
+    let host = guest.connected();
+    host.shutdown(Shutdown::Write).unwrap();
+    guest.event();
     persist_roundtrip(&guest.device, &mut restored);
+    assert!(accepted.try_recv().is_err(), "half a stream was carried on");
     let mut guest = Guest::with(restored, accepted);
     guest.give(8, 4096);
     guest.guest[EVENT].add(&[Part::Write(4)]);
@@ -326,6 +329,49 @@ fn state_survives_and_cut_connections_are_told() {
     guest.expect(Op::Response);
     let (mut other, _accepted) = channel_device(4);
     assert!(other.restore(guest.device.save()).is_err());
+}
+
+#[test]
+fn a_quiet_stream_is_carried_on_with_its_credit() {
+    let mut guest = Guest::new();
+    guest.give(8, 4096);
+    let mut host = guest.connected();
+    guest.send(Op::Data, b"before");
+    assert_eq!(read_exactly(&mut host, 6), b"before");
+    host.write_all(b"question").unwrap();
+    guest.event();
+    assert_eq!(guest.expect(Op::Data).1, b"question");
+    let (mut restored, accepted) = device();
+    persist_roundtrip(&guest.device, &mut restored);
+    let mut host = accepted.try_recv().expect("the stream was not carried on");
+    let mut guest = Guest::with(restored, accepted);
+    guest.give(8, 4096);
+    host.write_all(b"again").unwrap();
+    guest.event();
+    let (header, data) = guest.expect(Op::Data);
+    assert_eq!((header.fwd_cnt, data.as_slice()), (6, b"again".as_slice()));
+    let answer = Header {
+        fwd_cnt: 13,
+        ..packet(Op::Data, 5)
+    };
+    guest.put(answer, b"after");
+    assert_eq!(read_exactly(&mut host, 5), b"after");
+    // More than it was ever sent: the count goes on where it stood.
+    let lie = Header {
+        fwd_cnt: 14,
+        ..packet(Op::CreditUpdate, 0)
+    };
+    guest.put(lie, &[]);
+    guest.expect(Op::Reset);
+    // A device that nobody listens to can't go on.
+    let saved = guest.device.save();
+    let mut talker = Guest::new();
+    talker.give(8, 4096);
+    let _host = talker.connected();
+    let (mut deaf, listener) = device();
+    drop(listener);
+    assert!(saved.streams.is_empty());
+    assert!(deaf.restore(talker.device.save()).is_err());
 }
 
 #[test]
