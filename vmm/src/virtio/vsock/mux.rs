@@ -117,6 +117,7 @@ impl Mux {
     }
 
     /// Connections, those included that only drain.
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.connections.len()
     }
