@@ -57,6 +57,9 @@ pub(crate) enum Command {
     Images(ImagesArgs),
     /// Remove one or more images
     Rmi(RmiArgs),
+    /// Manage images
+    #[command(subcommand)]
+    Image(ImageCommand),
     /// Check whether this host can run containers, and say how to mend what is missing
     Doctor(DoctorArgs),
     /// Show Hull's version
@@ -232,6 +235,21 @@ pub(crate) struct RmiArgs {
     /// Names or ids
     #[arg(required = true, value_name = "IMAGE")]
     pub(crate) images: Vec<String>,
+}
+
+/// `hull image`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Remove images without a name, interrupted downloads, and all else that no image needs
+    Prune(PruneArgs),
+}
+
+/// `hull image prune`.
+#[derive(Debug, Args)]
+pub(crate) struct PruneArgs {
+    /// Do not prompt for confirmation
+    #[arg(short, long)]
+    pub(crate) force: bool,
 }
 
 /// `hull doctor`.

@@ -1,17 +1,17 @@
 //! `hull pull | load | images | rmi`, and the image that a run asks for.
 
 use std::collections::HashMap;
-use std::io::{IsTerminal, Write, stderr, stdin, stdout};
+use std::io::{BufRead, IsTerminal, Read, Write, stderr, stdin, stdout};
 
 use anyhow::{Context, bail};
 use hull_images::{
-    Digest, Image, ImageStore, Platform, PullOptions, Pulled, Reference, Removed, Silent,
+    Digest, Hold, Image, ImageStore, Platform, PullOptions, Pulled, Reference, Removed, Silent,
 };
 use hull_sandbox::Engine;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::args::{ImagesArgs, LoadArgs, PullArgs, PullPolicy, RmiArgs, RunArgs};
+use crate::args::{ImagesArgs, LoadArgs, PruneArgs, PullArgs, PullPolicy, RmiArgs, RunArgs};
 use crate::failure::report_one;
 use crate::format::{self, Column, Layout, Row};
 use crate::progress::progress;
@@ -22,28 +22,37 @@ pub(crate) fn store(engine: &Engine) -> anyhow::Result<ImageStore> {
     Ok(ImageStore::open(directory)?)
 }
 
-/// Finds, loads or pulls what `run` is to run.
+/// Finds, loads or pulls what `run` is to run. It must be complete for as long as no container on
+/// disk names it: the hold sees to that.
 pub(crate) fn for_run(
     engine: &Engine,
     store: &ImageStore,
     args: &RunArgs,
-) -> anyhow::Result<hull_sandbox::Image> {
+) -> anyhow::Result<(hull_sandbox::Image, Hold)> {
     let Some(name) = args.image_and_command.first() else {
         bail!("an image is required");
     };
-    let image = if name.starts_with("oci:") {
-        one_image(store, name, args.quiet)?
-    } else {
-        named_image(engine, store, args, name)?
+    let hold = store.hold()?;
+    let (image, hold) = match stored(store, args, name)? {
+        Some(image) => (image, hold),
+        None => {
+            // What fails to come must be swept, which nobody can while we hold the store.
+            drop(hold);
+            let id = fetched(engine, store, args, name)?.id.to_string();
+            let hold = store.hold()?;
+            let image = store.resolve(&id)?;
+            (image.context("the image was removed meanwhile")?, hold)
+        }
     };
     // A pull or a load has unpacked them already.
     let layers = store.unpacked_layers(&image, &Silent)?;
-    Ok(hull_sandbox::Image {
+    let image = hull_sandbox::Image {
         reference: name.clone(),
         id: image.id.to_string(),
         config: image.config,
         layers,
-    })
+    };
+    Ok((image, hold))
 }
 
 fn one_image(store: &ImageStore, source: &str, quiet: bool) -> anyhow::Result<Image> {
@@ -56,21 +65,49 @@ fn one_image(store: &ImageStore, source: &str, quiet: bool) -> anyhow::Result<Im
     }
 }
 
-fn named_image(
+/// The image called `name`, if it is here and will do.
+fn stored(store: &ImageStore, args: &RunArgs, name: &str) -> anyhow::Result<Option<Image>> {
+    if name.starts_with("oci:") || args.pull == PullPolicy::Always {
+        return Ok(None);
+    }
+    let asked = args.platform.platform.as_deref();
+    let wanted = asked.map(read_platform).transpose()?;
+    let found = store.resolve(name)?;
+    let found = found.filter(|image| wanted.as_ref().is_none_or(|wanted| is_for(image, wanted)));
+    match &found {
+        None if args.pull == PullPolicy::Never => bail!("No such image: {name}"),
+        Some(image) if wanted.is_none() => warn_of_platform(image)?,
+        _ => {}
+    }
+    Ok(found)
+}
+
+/// Docker's words, and as with Docker it is run all the same.
+fn warn_of_platform(image: &Image) -> std::io::Result<()> {
+    let host = Platform::default();
+    if is_for(image, &host) {
+        return Ok(());
+    }
+    writeln!(
+        stderr(),
+        "WARNING: The requested image's platform ({}/{}) does not match the detected host \
+         platform ({}/{}) and no specific platform was requested",
+        image.config.os(),
+        image.config.architecture(),
+        host.os,
+        host.architecture
+    )
+}
+
+/// Loads or pulls `name`.
+fn fetched(
     engine: &Engine,
     store: &ImageStore,
     args: &RunArgs,
     name: &str,
 ) -> anyhow::Result<Image> {
-    let platform = args.platform.platform.as_deref();
-    if args.pull != PullPolicy::Always {
-        let wanted = platform.map(read_platform).transpose()?;
-        let found = store.resolve(name)?;
-        match found.filter(|image| wanted.as_ref().is_none_or(|wanted| is_for(image, wanted))) {
-            Some(image) => return Ok(image),
-            None if args.pull == PullPolicy::Never => bail!("No such image: {name}"),
-            None => {}
-        }
+    if name.starts_with("oci:") {
+        return one_image(store, name, args.quiet);
     }
     let reference = Reference::parse(name)?;
     if args.pull == PullPolicy::Missing && !args.quiet {
@@ -80,6 +117,7 @@ fn named_image(
             reference.familiar()
         )?;
     }
+    let platform = args.platform.platform.as_deref();
     let pulled = fetch(engine, store, &reference, platform, args.quiet)?;
     if !args.quiet {
         summarize(&pulled, &reference, &mut stderr())?;
@@ -281,14 +319,7 @@ pub(crate) fn remove(engine: &Engine, args: &RmiArgs) -> anyhow::Result<u8> {
         let removed = store.remove(name, args.force, &in_use);
         match removed.with_context(|| format!("cannot remove {name}")) {
             Ok(removed) => {
-                for one in removed {
-                    match one {
-                        Removed::Untagged(name) => {
-                            writeln!(stdout(), "Untagged: {}", name.familiar())?;
-                        }
-                        Removed::Deleted(id) => writeln!(stdout(), "Deleted: {id}")?,
-                    }
-                }
+                print_removed(removed)?;
             }
             Err(error) => {
                 report_one(&error);
@@ -297,6 +328,43 @@ pub(crate) fn remove(engine: &Engine, args: &RmiArgs) -> anyhow::Result<u8> {
         }
     }
     Ok(code)
+}
+
+fn print_removed(removed: Vec<Removed>) -> std::io::Result<()> {
+    for one in removed {
+        match one {
+            Removed::Untagged(name) => writeln!(stdout(), "Untagged: {}", name.familiar())?,
+            Removed::Deleted(id) => writeln!(stdout(), "Deleted: {id}")?,
+        }
+    }
+    Ok(())
+}
+
+/// `hull image prune`.
+pub(crate) fn prune(engine: &Engine, args: &PruneArgs) -> anyhow::Result<u8> {
+    if !args.force {
+        write!(
+            stdout(),
+            "WARNING! This will remove all images without a name, and interrupted downloads.\n\
+             Are you sure you want to continue? [y/N] "
+        )?;
+        stdout().flush()?;
+        let mut answer = String::new();
+        stdin().lock().take(16).read_line(&mut answer)?;
+        if !matches!(answer.trim(), "y" | "Y") {
+            return Ok(0);
+        }
+    }
+    let store = store(engine)?;
+    let users = users(engine)?;
+    let (removed, reclaimed) = store.prune(&|id| users.get(&id.to_string()).cloned())?;
+    print_removed(removed)?;
+    if reclaimed.busy {
+        bail!("images are being pulled, loaded or started right now; try again when that is done");
+    }
+    let freed = format::size(reclaimed.blob_bytes);
+    writeln!(stdout(), "Total reclaimed space: {freed}")?;
+    Ok(0)
 }
 
 /// Image ids, and the container that uses each.

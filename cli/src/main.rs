@@ -32,7 +32,7 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use hull_sandbox::{CODE_HULL_FAILED, Engine, Settings};
 
-use crate::args::{Command, Hull};
+use crate::args::{Command, Hull, ImageCommand};
 
 fn main() -> ExitCode {
     let hull = match Hull::try_parse() {
@@ -85,6 +85,7 @@ fn dispatch(command: Command) -> anyhow::Result<u8> {
         Command::Load(args) => images::load(&engine, &args),
         Command::Images(args) => images::list(&engine, &args),
         Command::Rmi(args) => images::remove(&engine, &args),
+        Command::Image(ImageCommand::Prune(args)) => images::prune(&engine, &args),
         Command::Doctor(args) => doctor::doctor(&engine, &args),
         Command::Version => version(),
         Command::HoldStream => exec::hold(),

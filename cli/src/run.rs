@@ -45,10 +45,8 @@ pub(crate) fn run(engine: &Engine, args: &RunArgs) -> anyhow::Result<u8> {
 fn create(engine: &Engine, args: &RunArgs, given: Given) -> anyhow::Result<Container> {
     // What is wrong with the request is said before anything is fetched for it.
     let env = environment(&args.process)?;
-    // The image must be complete for as long as no container on disk names it.
     let store = images::store(engine)?;
-    let _hold = store.hold()?;
-    let image = images::for_run(engine, &store, args)?;
+    let (image, _hold) = images::for_run(engine, &store, args)?;
     let mut request = run_request(args, env, Root::Image(image));
     request.terminal_size = foreground::terminal_size(given);
     Ok(engine.create(&request)?)

@@ -10,6 +10,7 @@ use super::{Found, Result};
 use crate::digest::Digest;
 use crate::manifest::{self, Compression, Manifest, Pointer};
 use crate::reference::Reference;
+use crate::registry::Platform;
 use crate::store::{Entry, Image, ImageStore};
 
 #[derive(Deserialize)]
@@ -85,7 +86,14 @@ fn one(store: &ImageStore, bundle: &mut dyn Bundle, listed: &Listed) -> Result<F
     let digest = store
         .put_blob(&bytes)
         .map_err(|error| bundle.stored(error))?;
-    describe(bundle, digest, &bytes, &config, tags)
+    let found = describe(bundle, digest, &bytes, &config, tags)?;
+    // As Docker: another processor's image is kept (it may be for another host), another
+    // operating system's can be of no use.
+    let (os, ours) = (found.image.config.os().to_string(), Platform::default().os);
+    match os.is_empty() || os == ours {
+        true => Ok(found),
+        false => Err(bundle.broken(format!("its image is for {os}, not for {ours}"))),
+    }
 }
 
 /// An image whose blobs are all in the store.

@@ -83,8 +83,13 @@ impl ImageStore {
     /// `localhost/FILE-OR-DIR:TAG` here.
     ///
     /// # Errors
-    /// [`LoadError`] with what is wrong with the source. None of its images is in the store then.
+    /// [`LoadError`] with what is wrong with the source. Nothing of it is in the store then
+    /// (unless others use the store right now: then what it brought waits for the next sweep).
     pub fn load(&self, source: &str, progress: &dyn Progress) -> Result<Vec<Image>> {
+        self.whole_or_nothing(source, || self.load_path(source, progress))
+    }
+
+    fn load_path(&self, source: &str, progress: &dyn Progress) -> Result<Vec<Image>> {
         let (kind, rest) = match source.split_once(':') {
             Some(("docker-archive", rest)) => (Kind::Docker, rest),
             Some(("oci-archive" | "oci", rest)) => (Kind::Oci, rest),
@@ -116,8 +121,30 @@ impl ImageStore {
         what: &str,
         progress: &dyn Progress,
     ) -> Result<Vec<Image>> {
-        let mut archive = Archive::read(self, Box::new(reader), what)?;
-        self.load_bundle(&mut archive, Kind::Any, None, progress)
+        self.whole_or_nothing(what, || {
+            let mut archive = Archive::read(self, Box::new(reader), what)?;
+            self.load_bundle(&mut archive, Kind::Any, None, progress)
+        })
+    }
+
+    /// Runs `load`; when it fails, frees what it brought.
+    fn whole_or_nothing<T>(&self, what: &str, load: impl FnOnce() -> Result<T>) -> Result<T> {
+        let before = self.present().map_err(|source| LoadError::Store {
+            what: what.to_owned(),
+            source,
+        })?;
+        let loaded = load();
+        if loaded.is_err() {
+            // Why it failed is what to tell; what cannot be freed now is swept later.
+            let _ = self.collect(&before);
+        }
+        loaded.map_err(|error| match error {
+            LoadError::Store { what, source } => LoadError::Store {
+                what,
+                source: self.explained(source),
+            },
+            other => other,
+        })
     }
 
     fn load_bundle(

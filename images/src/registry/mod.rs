@@ -110,7 +110,8 @@ impl ImageStore {
     ///
     /// # Errors
     /// [`PullError`] says which registry, repository or layer, and why. The store is as before,
-    /// but for partial downloads that the next pull resumes.
+    /// but for partial downloads that the next pull resumes. When the disk is full, these go too,
+    /// with all else that no image needs.
     pub fn pull(
         &self,
         reference: &Reference,
@@ -135,7 +136,15 @@ impl ImageStore {
             reference: reference.familiar(),
             stopped: AtomicBool::new(false),
         };
-        fetcher.pull(reference)
+        match fetcher.pull(reference) {
+            Err(PullError::Store { reference, source }) if source.is_full() => {
+                // Why it failed is what to tell; what cannot be freed now is swept later.
+                let _ = self.collect_garbage();
+                let source = self.explained(source);
+                Err(PullError::Store { reference, source })
+            }
+            pulled => pulled,
+        }
     }
 }
 

@@ -131,9 +131,35 @@ pub enum StoreError {
         #[source]
         source: Box<UnpackError>,
     },
+    /// The disk, or a quota on it, has no room.
+    #[error("no room in {}: make some with 'hull image prune' or 'hull rmi'", directory.display())]
+    Full {
+        /// The store's directory.
+        directory: PathBuf,
+        /// What was tried.
+        source: Box<Self>,
+    },
     /// The image's description is not usable.
     #[error("invalid image: {0}")]
     InvalidImage(String),
+}
+
+impl StoreError {
+    /// Whether it comes of a disk, or a quota, that has no room.
+    pub(crate) fn is_full(&self) -> bool {
+        let error = match self {
+            Self::Io { source, .. } => source,
+            Self::Unpack { source, .. } => match &**source {
+                UnpackError::Write { source, .. } => source,
+                _ => return false,
+            },
+            _ => return false,
+        };
+        matches!(
+            error.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        )
+    }
 }
 
 /// Result of the store's calls.
@@ -201,6 +227,17 @@ impl ImageStore {
         Ok(Hold {
             _lock: lock::FileLock::shared(&self.path("sweep.lock"))?,
         })
+    }
+
+    /// Says what to do about a full disk, if that is what failed.
+    pub(crate) fn explained(&self, error: StoreError) -> StoreError {
+        match error.is_full() {
+            false => error,
+            true => StoreError::Full {
+                directory: self.root().to_owned(),
+                source: Box::new(error),
+            },
+        }
     }
 
     pub(crate) fn limits(&self) -> &Limits {

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::index::{Entry, drop_redundant};
 use super::{Image, ImageStore, Result, StoreError, failed, lock};
@@ -101,6 +101,20 @@ impl ImageStore {
     /// # Errors
     /// When the store is damaged or something cannot be deleted.
     pub fn collect_garbage(&self) -> Result<Reclaimed> {
+        self.collect(&BTreeSet::new())
+    }
+
+    /// All content that is here, partial or whole, referenced or not.
+    pub(crate) fn present(&self) -> Result<BTreeSet<PathBuf>> {
+        let mut found = BTreeSet::new();
+        for part in ["blobs/sha256", "ingest", "layers"] {
+            found.extend(children(&self.path(part))?);
+        }
+        Ok(found)
+    }
+
+    /// As [`ImageStore::collect_garbage`], but what is in `kept` stays.
+    pub(crate) fn collect(&self, kept: &BTreeSet<PathBuf>) -> Result<Reclaimed> {
         let Some(_lock) = lock::FileLock::try_exclusive(&self.path("sweep.lock"))? else {
             return Ok(Reclaimed {
                 busy: true,
@@ -111,7 +125,8 @@ impl ImageStore {
         let mut reclaimed = Reclaimed::default();
         for part in ["blobs/sha256", "ingest"] {
             for path in children(&self.path(part))? {
-                if part == "ingest" || !blobs.contains(file_name(&path)) {
+                let wanted = part != "ingest" && blobs.contains(file_name(&path));
+                if !wanted && !kept.contains(&path) {
                     let size = fs::symlink_metadata(&path)
                         .map(|m| m.len())
                         .unwrap_or_default();
@@ -122,7 +137,7 @@ impl ImageStore {
             }
         }
         for path in children(&self.path("layers"))? {
-            if !layers.contains(file_name(&path)) {
+            if !layers.contains(file_name(&path)) && !kept.contains(&path) {
                 // Out of sight first: a layer that is half deleted must not be found.
                 let doomed = self.path("unpack").join(file_name(&path));
                 fs::rename(&path, &doomed).map_err(failed("rename", &path))?;
@@ -246,7 +261,7 @@ fn remove_from(
     Ok(removed)
 }
 
-fn children(directory: &Path) -> Result<Vec<std::path::PathBuf>> {
+fn children(directory: &Path) -> Result<Vec<PathBuf>> {
     fs::read_dir(directory)
         .and_then(|entries| entries.map(|e| e.map(|e| e.path())).collect())
         .map_err(failed("list directory", directory))

@@ -7,7 +7,7 @@ use hull_images::{Digest, Image, LoadError, Silent};
 use serde_json::json;
 
 use crate::message;
-use crate::source::{Content, OCI_INDEX, OCI_MANIFEST, Place, gzip, layer};
+use crate::source::{Content, OCI_INDEX, Place, gzip, layer};
 
 /// A tarball; links are given as `name -> target`.
 fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
@@ -31,8 +31,12 @@ fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
 }
 
 fn config(layers: &[&[u8]]) -> Vec<u8> {
+    config_for("linux", "amd64", layers)
+}
+
+fn config_for(os: &str, architecture: &str, layers: &[&[u8]]) -> Vec<u8> {
     let diff_ids: Vec<String> = layers.iter().map(|l| Digest::of(l).to_string()).collect();
-    serde_json::to_vec(&json!({"architecture": "amd64", "os": "linux",
+    serde_json::to_vec(&json!({"architecture": architecture, "os": os,
         "rootfs": {"type": "layers", "diff_ids": diff_ids}}))
     .unwrap()
 }
@@ -302,6 +306,69 @@ fn two_manifests_of_one_image_are_one_image() {
     assert_eq!(place.names("blobs/sha256"), Vec::<String>::new());
 }
 
+/// A docker-archive of one layer.
+fn saved(name: &str, config: &[u8], layer: &[u8]) -> Vec<u8> {
+    let list = json!([{"Config": "c", "RepoTags": [name], "Layers": ["l"]}]);
+    let list = serde_json::to_vec(&list).unwrap();
+    archive(&[("c", config), ("l", layer), ("manifest.json", &list)])
+}
+
+#[test]
+fn another_system_is_refused_and_another_processor_is_not() {
+    let (place, layer) = (Place::new(), layer(&[("f", b"x")]));
+    let windows = saved("a:1", &config_for("windows", "amd64", &[&layer]), &layer);
+    let text = message(&load(&place, &windows).unwrap_err());
+    assert!(text.contains("for windows, not for linux"), "{text}");
+    place.assert_empty();
+    let arm = saved("a:1", &config_for("linux", "arm64", &[&layer]), &layer);
+    let images = load(&place, &arm).unwrap();
+    assert_eq!(images[0].config.architecture().to_string(), "arm64");
+}
+
+#[test]
+fn a_failed_load_frees_what_it_brought_and_no_more() {
+    let (place, good, bad) = (
+        Place::new(),
+        layer(&[("f", b"1")]),
+        layer(&[("f", b"2"), ("g", b"")]),
+    );
+    // Somebody's interrupted download, and a complete part of it.
+    for (part, content) in [("ingest", "half"), ("blobs/sha256", "whole")] {
+        let name = Digest::of(content.as_bytes());
+        let path = place.store.root().join(part).join(name.hex());
+        std::fs::write(path, content).unwrap();
+    }
+    load(&place, &saved("good:1", &config(&[&good]), &good)).unwrap();
+    let names = |place: &Place| {
+        let mut names = ["blobs/sha256", "ingest", "layers"].map(|part| place.names(part));
+        names.iter_mut().for_each(|part| part.sort());
+        names
+    };
+    let before = names(&place);
+    // Its second layer is not what its configuration says.
+    let list = json!([{"Config": "c", "RepoTags": ["bad:1"], "Layers": ["l", "m"]}]);
+    let list = serde_json::to_vec(&list).unwrap();
+    let config = config(&[&bad, b"something else"]);
+    let files: [(&str, &[u8]); 4] = [
+        ("c", &config),
+        ("l", &bad),
+        ("m", &good),
+        ("manifest.json", &list),
+    ];
+    let text = message(&load(&place, &archive(&files)).unwrap_err());
+    assert!(text.contains("digest mismatch"), "{text}");
+    assert_eq!(names(&place), before);
+    // While somebody uses the store it may be theirs: it stays until the next sweep.
+    let hold = place.store.hold().unwrap();
+    load(&place, &archive(&files)).unwrap_err();
+    assert!(names(&place)[0].len() > before[0].len());
+    drop(hold);
+    load(&place, &archive(&files)).unwrap_err();
+    place.store.collect_garbage().unwrap();
+    assert_eq!(place.names("ingest"), Vec::<String>::new());
+    assert_eq!(place.names("blobs/sha256").len(), 3);
+}
+
 #[test]
 fn layouts_are_verified() {
     let content = Content::simple(&[layer(&[("f", b"x")])]);
@@ -355,16 +422,7 @@ fn layouts_are_verified() {
 #[test]
 fn layouts_of_several_platforms() {
     let mut content = Content::default();
-    let mut entries = Vec::new();
-    for architecture in ["arm64", "amd64"] {
-        let manifest = content.image(architecture, &[layer(&[(architecture, b"x")])]);
-        let digest = content.document("ignored", OCI_MANIFEST, &manifest);
-        let size = content.manifests[&digest].1.len();
-        entries.push(
-            json!({"mediaType": OCI_MANIFEST, "digest": digest, "size": size,
-            "platform": {"os": "linux", "architecture": architecture}}),
-        );
-    }
+    let entries = content.platforms(&["arm64", "amd64"]);
     let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries});
     content.document("1", OCI_INDEX, &index);
     let place = Place::new();

@@ -93,16 +93,7 @@ fn pulls_by_digest() {
 #[test]
 fn an_index_leads_to_this_platform() {
     let mut content = Content::default();
-    let mut entries = Vec::new();
-    for architecture in ["arm64", "amd64"] {
-        let manifest = content.image(architecture, &[layer(&[(architecture, b"x")])]);
-        let digest = content.document("ignored", OCI_MANIFEST, &manifest);
-        let size = content.manifests[&digest].1.len();
-        entries.push(
-            json!({"mediaType": OCI_MANIFEST, "digest": digest, "size": size,
-            "platform": {"os": "linux", "architecture": architecture}}),
-        );
-    }
+    let entries = content.platforms(&["arm64", "amd64"]);
     let attestation = json!({"mediaType": OCI_MANIFEST, "digest": entries[0]["digest"], "size": 1,
         "platform": {"os": "unknown", "architecture": "unknown"}});
     let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX,

@@ -99,6 +99,22 @@ impl Content {
         })
     }
 
+    /// Adds an image of one layer with one file for each architecture, both of that name; returns
+    /// their entries in an index.
+    pub(crate) fn platforms(&mut self, architectures: &[&str]) -> Vec<Value> {
+        let mut entries = Vec::new();
+        for architecture in architectures {
+            let manifest = self.image(architecture, &[layer(&[(architecture, b"x")])]);
+            let digest = self.document("ignored", OCI_MANIFEST, &manifest);
+            let size = self.manifests[&digest].1.len();
+            entries.push(
+                json!({"mediaType": OCI_MANIFEST, "digest": digest, "size": size,
+                "platform": {"os": "linux", "architecture": architecture}}),
+            );
+        }
+        entries
+    }
+
     /// A registry with one image, tagged `1`.
     pub(crate) fn simple(layers: &[Vec<u8>]) -> Self {
         let mut content = Self::default();

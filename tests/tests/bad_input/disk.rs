@@ -8,7 +8,6 @@ use hull_tests::process::Process;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::archive::{Tar, archive};
-use super::images::names;
 use super::refused;
 use super::registry::{Content, Registry};
 
@@ -55,14 +54,14 @@ impl Drop for SmallDisk {
     }
 }
 
-fn no_remains(state: &Path) {
-    let images = state.join("images");
-    assert!(names(&images.join("unpack")).is_empty());
-    let staged = names(&images.join("ingest"));
-    assert!(
-        staged.iter().all(|name| name.len() == 64),
-        "only a download that can go on may stay: {staged:?}"
-    );
+/// Bytes that the files of the store take.
+fn content(state: &Path) -> u64 {
+    let parts = ["blobs/sha256", "ingest", "layers", "unpack"];
+    let entries = parts.map(|part| fs::read_dir(state.join("images").join(part)).unwrap());
+    let sizes = entries.into_iter().flatten();
+    sizes
+        .map(|entry| entry.unwrap().metadata().unwrap().len())
+        .sum()
 }
 
 #[test]
@@ -76,21 +75,32 @@ fn full_while_loading_and_pulling() {
         .cmd(["load", "-q"])
         .stdin(archive("big:1", &big))
         .output();
-    refused(&loaded, 1, &["No space left on device"]);
-    no_remains(&disk.0);
+    let words = ["no room in", "hull image prune", "No space left on device"];
+    refused(&loaded, 1, &words);
+    assert_eq!(content(&disk.0), 0);
     // What is small enough still fits.
     let small = archive("small:1", &Tar::default().file("f", "fits").finish());
     let loaded = hull.cmd(["load"]).stdin(small).output();
     assert_eq!(loaded.ok(), "Loaded image: small:1\n");
     let images = hull.cmd(["images", "-aq"]).output().ok();
-    let content = Content::new(&big);
-    let registry = Registry::serve(move |path| content.honest(path));
+    let before = content(&disk.0);
+    let noise = Content::new(&big);
+    let registry = Registry::serve(move |path| noise.honest(path));
     let name = registry.name("a/b:1");
     let pulled = hull.cmd(["pull", "-q", &name]).output();
-    refused(&pulled, 1, &["No space left on device"]);
-    no_remains(&disk.0);
+    refused(&pulled, 1, &words);
+    assert_eq!(content(&disk.0), before);
     let ran = hull.cmd(["run", "--rm", "-q", &name]).output();
-    refused(&ran, 125, &["No space left on device"]);
+    refused(&ran, 125, &words);
+    assert_eq!(content(&disk.0), before);
+    // What an interrupted pull left goes when asked to, and only then.
+    let partial = disk.0.join("images/ingest").join("a".repeat(64));
+    fs::write(&partial, "half").unwrap();
+    assert_eq!(hull.cmd(["images", "-aq"]).output().ok(), images);
+    assert!(partial.exists());
+    let pruned = hull.cmd(["image", "prune", "-f"]).output();
+    assert_eq!(pruned.ok(), "Total reclaimed space: 4B\n");
+    assert!(!partial.exists());
     assert_eq!(hull.cmd(["images", "-aq"]).output().ok(), images);
     assert_eq!(hull.cmd(["ps", "-aq"]).output().ok(), "");
     drop(disk);
