@@ -249,7 +249,7 @@ fn each(
 
 #[cfg(test)]
 mod tests {
-    use hull_sandbox::{ExitRecord, Running};
+    use hull_sandbox::{ExitRecord, Phase, Running};
 
     use super::*;
 
@@ -261,6 +261,7 @@ mod tests {
             monitor_pid: 1,
             guest_pid: 1,
             started_at: begin,
+            phase: Phase::Running,
             kernel: "6.12".into(),
         });
         let exited = Status::Exited(ExitRecord {

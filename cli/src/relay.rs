@@ -331,6 +331,8 @@ impl Relay<'_, '_> {
             Frame::Failed(failure) => self.end = Some(End::Failed(failure)),
             // The rest is for the other side, or news that changes nothing here.
             Frame::Started { .. }
+            | Frame::Prepared { .. }
+            | Frame::Go
             | Frame::Spawn(_)
             | Frame::Stdin(_)
             | Frame::StdinEof

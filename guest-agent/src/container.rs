@@ -88,6 +88,7 @@ impl Containers {
         let asked = Start {
             spec: read(&start.spec)?,
             init: start.init,
+            hold: start.hold,
         };
         let spec = &asked.spec;
         let process = spec

@@ -41,6 +41,8 @@ pub(crate) struct Becoming<'a> {
     pub(crate) filter: Option<Filter>,
     /// Whether a minimal init comes between.
     pub(crate) init: bool,
+    /// Whether it waits for a word before its command.
+    pub(crate) hold: bool,
     /// Whether a missing working directory is made.
     pub(crate) make_cwd: bool,
     /// Where the last word before the command goes.
@@ -90,6 +92,9 @@ pub(crate) fn become_command(becoming: &Becoming<'_>) -> Result<Infallible, Faul
     let umask = process.user.umask.unwrap_or(0o022);
     rustix::process::umask(Mode::from_raw_mode(umask & 0o777));
     let command = Command::find(&process.args, &environment)?;
+    if becoming.hold {
+        report::wait_for_go(becoming.report).or_internal(|| "the command was never wanted")?;
+    }
     if becoming.init {
         init::split(matches!(becoming.streams, Streams::Terminal(_)))?;
     }

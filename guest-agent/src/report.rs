@@ -21,12 +21,15 @@ const MAX_PACKET: usize = 32 * 1024;
 
 const TERMINAL: &[u8] = b"terminal";
 const EXECUTING: &[u8] = b"executing";
+const WAITING: &[u8] = b"waiting";
 
 /// One message of the child.
 #[derive(Debug)]
 pub(crate) enum Word {
     /// Its terminal's other end.
     Terminal(OwnedFd),
+    /// It does nothing more until it is told to go on.
+    Waiting,
     /// The next thing it does is `execve`.
     Executing,
     /// It was not started.
@@ -46,6 +49,31 @@ pub(crate) fn line() -> Result<(OwnedFd, OwnedFd), Errno> {
         SocketFlags::CLOEXEC,
         None,
     )
+}
+
+/// Tells the agent that all is made, and waits until the command is wanted.
+///
+/// # Errors
+/// If the line closes instead: it never will be.
+pub(crate) fn wait_for_go(line: BorrowedFd<'_>) -> Result<(), Errno> {
+    let _ = rustix::net::send(line, WAITING, SendFlags::NOSIGNAL);
+    let mut word = [0u8; 2];
+    loop {
+        // read(2): what a system call filter lets every program do.
+        match rustix::io::read(line, &mut word) {
+            Err(Errno::INTR) => {}
+            Ok(0) => return Err(Errno::PIPE),
+            other => return other.map(drop),
+        }
+    }
+}
+
+/// Lets the process go on.
+///
+/// # Errors
+/// If it is gone.
+pub(crate) fn go(line: BorrowedFd<'_>) -> Result<(), Errno> {
+    rustix::net::send(line, b"go", SendFlags::NOSIGNAL).map(drop)
 }
 
 /// Tells the agent that `execve` is next.
@@ -99,6 +127,7 @@ pub(crate) fn hear(line: &OwnedFd) -> Result<Word, Errno> {
     Ok(match (packet, fds.next()) {
         ([], _) => Word::Closed,
         (TERMINAL, Some(master)) => Word::Terminal(master),
+        (WAITING, _) => Word::Waiting,
         (EXECUTING, _) => Word::Executing,
         (json, _) => match serde_json::from_slice(json) {
             Ok(failure) => Word::Failed(failure),

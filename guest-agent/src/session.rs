@@ -9,7 +9,7 @@
 //!     └──bad frame──► over    └──Failed──► over      └──host closed the stream──► over
 //! ```
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use hull_proto::{Decoder, ExitStatus, Failure, Frame, MAX_DATA, MAX_FROM_HOST, Spawn};
@@ -51,6 +51,7 @@ struct Life {
     id: String,
     pid: Pid,
     line: Option<OwnedFd>,
+    held: bool,
     executing: bool,
     failure: Option<Failure>,
     exit: Option<ExitStatus>,
@@ -191,6 +192,11 @@ impl Session {
                 Err(_) => return false,
             },
             (Frame::StdinEof, Some(_)) => self.relay.end_input(),
+            (Frame::Go, Some(life)) => match &life.line {
+                // One that has died meanwhile shows when it is reaped.
+                Some(line) if life.held => drop(report::go(line.as_fd())),
+                _ => return false,
+            },
             (Frame::Resize { rows, cols }, Some(_)) => self.relay.resize(rows, cols),
             (Frame::Signal { signal, all }, Some(life)) => {
                 let signal = i32::from(signal);
@@ -228,6 +234,7 @@ impl Session {
             id: id.to_owned(),
             pid: born.pid,
             line: Some(born.line),
+            held: false,
             executing: false,
             failure: None,
             exit: None,
@@ -245,6 +252,11 @@ impl Session {
                 if !self.gone && self.relay.adopt_terminal(master).is_err() {
                     self.refuse(Fault::internal("cannot adopt the terminal"));
                 }
+            }
+            Ok(Word::Waiting) => {
+                life.held = true;
+                let pid = life.pid.as_raw_nonzero().get().unsigned_abs();
+                self.say(&Frame::Prepared { pid });
             }
             Ok(Word::Executing) => life.executing = true,
             Ok(Word::Failed(failure)) => life.failure = Some(failure),
@@ -289,7 +301,7 @@ impl Session {
             let failure = life.failure.take();
             if let Some(failure) = failure {
                 self.say_last(&Frame::Failed(failure));
-            } else if !life.executing {
+            } else if !life.executing && !life.held {
                 let fault = Fault::internal(format!(
                     "the process ended while it was made ({})",
                     ending(status)
@@ -316,6 +328,13 @@ impl Session {
         self.out = Vec::new();
         self.sent = 0;
         self.relay.hang_up();
+        // Nobody is left to let it go: it sees its line close and leaves.
+        if let Some(life) = &mut self.life
+            && life.held
+            && !life.executing
+        {
+            life.line = None;
+        }
     }
 
     fn acknowledge(&mut self, count: usize) {

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::RecvFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Pid;
 use rustix::thread::UnshareFlags;
@@ -37,6 +37,8 @@ pub(crate) struct Start {
     pub(crate) spec: Spec,
     /// Whether a minimal init comes before its command.
     pub(crate) init: bool,
+    /// Whether the command waits for a word.
+    pub(crate) hold: bool,
 }
 
 /// A process that was just made.
@@ -82,8 +84,7 @@ pub(crate) fn first(
         let mapped = namespaces.write_maps(born.pid);
         // Without the word, the child sees the line close and leaves.
         mapped?;
-        rustix::net::send(&born.line, b"go", SendFlags::NOSIGNAL)
-            .or_internal(|| "cannot let the process go on")?;
+        report::go(born.line.as_fd()).or_internal(|| "cannot let the process go on")?;
     }
     Ok((born, pidfd))
 }
@@ -195,6 +196,7 @@ fn become_first(
         streams,
         filter,
         init: start.init,
+        hold: start.hold,
         make_cwd: true,
         report: ends.line.as_fd(),
     })
@@ -216,6 +218,7 @@ fn become_another(
         streams,
         filter: container.filter().cloned(),
         init: false,
+        hold: false,
         make_cwd: false,
         report: ends.line.as_fd(),
     })

@@ -358,3 +358,41 @@ fn the_agent_leaks_no_descriptors() {
     }
     assert!(count() <= before + 1, "{} after {before}", count());
 }
+
+#[test]
+fn a_held_container_is_made_and_waits_for_its_word() {
+    let guest = guest!();
+    let name = fresh_name();
+    let mut stream = guest.hold(&name, guest.spec("echo ran; cat"));
+    assert!(matches!(stream.next(), Some(Frame::Prepared { .. })));
+    stream.send(&Frame::Stdin(b"early".to_vec()));
+    stream.send(&Frame::StdinEof);
+    let refused = guest.exec(&name, process(&["true"])).finish().failure();
+    assert!(refused.message.contains("is not running"), "{refused:?}");
+    stream.send(&Frame::Go);
+    assert_eq!(stream.finish().text(), "ran\nearly");
+}
+
+#[test]
+fn a_held_container_can_be_killed_or_left_and_a_missing_command_shows_at_once() {
+    let guest = guest!();
+    let mut stream = guest.hold(&fresh_name(), guest.spec("echo ran"));
+    assert!(matches!(stream.next(), Some(Frame::Prepared { .. })));
+    stream.send(&Frame::Signal {
+        signal: 9,
+        all: true,
+    });
+    let killed = ExitStatus::Signaled {
+        signal: 9,
+        oom: false,
+    };
+    assert_eq!(stream.finish().end, Ok(killed));
+    let name = fresh_name();
+    let mut left = guest.hold(&name, guest.spec("echo ran"));
+    assert!(matches!(left.next(), Some(Frame::Prepared { .. })));
+    drop(left);
+    let mut spec = guest.spec("");
+    spec["process"]["args"] = serde_json::json!(["no-such-command"]);
+    let failure = guest.hold(&fresh_name(), spec).finish().failure();
+    assert_eq!(failure.kind, FailureKind::NotFound);
+}

@@ -28,6 +28,13 @@ pub enum Frame {
         /// Whether every process of the container is meant.
         all: bool,
     },
+    /// Host to guest: a container that was held is to run its command.
+    Go,
+    /// Guest to host: everything is made, the command waits for [`Frame::Go`].
+    Prepared {
+        /// The process's id in the guest's first namespace.
+        pid: u32,
+    },
     /// Guest to host: the process runs.
     Started {
         /// Its process id in the guest's first namespace.
@@ -88,6 +95,8 @@ pub fn encode(frame: &Frame, out: &mut Vec<u8>) -> Result<(), FrameError> {
             bytes(4, &cols.to_le_bytes(), out)
         }
         Frame::Signal { signal, all } => bytes(5, &[*signal, u8::from(*all)], out),
+        Frame::Go => 6,
+        Frame::Prepared { pid } => bytes(22, &pid.to_le_bytes(), out),
         Frame::Started { pid } => bytes(16, &pid.to_le_bytes(), out),
         Frame::Stdout(data) => bytes(17, data, out),
         Frame::Stderr(data) => bytes(18, data, out),
@@ -204,12 +213,15 @@ fn parse(kind: u8, payload: &[u8]) -> Result<Frame, FrameError> {
             },
             _ => return Err(wrong()),
         },
+        6 if payload.is_empty() => Frame::Go,
+        6 => return Err(wrong()),
         16 => Frame::Started { pid: number()? },
         17 => Frame::Stdout(payload.to_vec()),
         18 => Frame::Stderr(payload.to_vec()),
         19 => Frame::StdinAck(number()?),
         20 => Frame::Exited(serde_json::from_slice(payload)?),
         21 => Frame::Failed(serde_json::from_slice(payload)?),
+        22 => Frame::Prepared { pid: number()? },
         unknown => return Err(FrameError::UnknownKind(unknown)),
     })
 }
@@ -228,6 +240,8 @@ mod tests {
             Just(Frame::StdinEof),
             any::<(u16, u16)>().prop_map(|(rows, cols)| Frame::Resize { rows, cols }),
             any::<(u8, bool)>().prop_map(|(signal, all)| Frame::Signal { signal, all }),
+            Just(Frame::Go),
+            any::<u32>().prop_map(|pid| Frame::Prepared { pid }),
             any::<u32>().prop_map(|pid| Frame::Started { pid }),
             data().prop_map(Frame::Stdout),
             data().prop_map(Frame::Stderr),
@@ -290,6 +304,7 @@ mod tests {
             id: "c".into(),
             spec: crate::OciJson::write(&["a spec"]).unwrap(),
             init: true,
+            hold: true,
         }));
         let mut bytes = Vec::new();
         encode(&Frame::Spawn(spawn.clone()), &mut bytes).unwrap();

@@ -8,7 +8,7 @@
 //! agent ── dials host port CONTROL_PORT ──► monitor      one control stream per guest
 //!   Hello ►   ◄ Request   Reply ►   ◄ Request   Reply ► …
 //! monitor ── connects to guest port PROCESS_PORT ──► agent   one process stream per process
-//!   ◄ Spawn   Started ►   ◄ Stdin/Resize/Signal   Stdout/Stderr ► …   Exited ►
+//!   ◄ Spawn   (Prepared ►   ◄ Go)   Started ►   ◄ Stdin/Resize/Signal   Stdout/Stderr ► …   Exited ►
 //! ```
 
 #![forbid(unsafe_code)]
@@ -22,7 +22,7 @@ pub use frame::{Decoder, Frame, FrameError, encode};
 pub use process::{ContainerStart, ExecStart, ExitStatus, Failure, FailureKind, OciJson, Spawn};
 
 /// Version of everything in this crate. The monitor refuses an agent of another generation.
-pub const GENERATION: u16 = 1;
+pub const GENERATION: u16 = 2;
 
 /// Host vsock port that the agent dials once it can serve: its connection means "ready".
 pub const CONTROL_PORT: u32 = 1024;

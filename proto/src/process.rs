@@ -57,6 +57,10 @@ pub struct ContainerStart {
     /// command and reaps orphans, as `docker run --init` does.
     #[serde(default)]
     pub init: bool,
+    /// Makes everything and stops short of the command: the agent says
+    /// [`crate::Frame::Prepared`] and goes on at [`crate::Frame::Go`].
+    #[serde(default)]
+    pub hold: bool,
 }
 
 /// A process to add to a container.

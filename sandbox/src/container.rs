@@ -9,16 +9,18 @@ use std::time::Duration;
 
 use hull_proto::{ExecStart, Frame, FrameError, OciJson, Spawn};
 use jiff::Timestamp;
+use oci_spec::runtime::Process;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde_json::{Value, json};
 
+use crate::carry::Stdio;
 use crate::cgroup;
 use crate::control::{self, ControlError, Reply, Request};
 use crate::engine::EngineError;
 use crate::exit::CODE_HULL_FAILED;
-use crate::launch::launch;
+use crate::launch::{Streams, launch};
 use crate::logs::{LogOptions, LogReader};
 use crate::plan::{self, Plan};
 use crate::request::ExecRequest;
@@ -108,30 +110,73 @@ impl Container {
     /// # Errors
     /// [`EngineError::Start`] says how far the start came.
     pub fn start(&mut self, attach: bool) -> Result<Option<ProcessStream>, EngineError> {
+        if !attach {
+            return self.run_monitor(Streams::None).map(|()| None);
+        }
+        let (near, far) = UnixStream::pair().map_err(|error| self.unstarted(error))?;
+        self.run_monitor(Streams::Attached(far))?;
+        let stream = ProcessStream::new(near).map_err(|error| self.unstarted(error))?;
+        Ok(Some(stream))
+    }
+
+    /// Starts it with the first process's streams carried to these descriptors by its monitor,
+    /// for as long as it lives. A container that is held is ready then, and not started.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(&mut self, stdio: Stdio) -> Result<(), EngineError> {
+        self.run_monitor(Streams::Own(stdio))
+    }
+
+    fn run_monitor(&mut self, streams: Streams) -> Result<(), EngineError> {
         let claim = match self.claim.take() {
             Some(claim) => Some(claim),
             None => self.store.claim(&self.entry)?,
         };
         let lock = claim.ok_or_else(|| EngineError::IsRunning(self.plan.id.clone()))?;
         self.entry.make_run_directory()?;
-        let failed = |source| EngineError::Host {
-            action: format!("start the monitor \"{}\"", self.monitor.display()),
-            source,
-        };
-        let (near, far) = match attach {
-            true => UnixStream::pair().map(|(near, far)| (Some(near), Some(far))),
-            false => Ok((None, None)),
-        }
-        .map_err(failed)?;
-        let started = launch(&self.monitor, &self.entry, lock, far)
-            .map_err(failed)
+        let launched = launch(&self.monitor, &self.entry, lock, streams);
+        let started = launched
+            .map_err(|error| self.unstarted(error))
             .and_then(|launched| Ok(launched.readiness()?));
         if started.is_err() {
             self.clear_abandoned();
         }
-        started?;
-        let stream = near.map(ProcessStream::new).transpose();
-        stream.map_err(failed)
+        started
+    }
+
+    fn unstarted(&self, source: io::Error) -> EngineError {
+        EngineError::Host {
+            action: format!("start the monitor \"{}\"", self.monitor.display()),
+            source,
+        }
+    }
+
+    /// Has a held container's command run.
+    ///
+    /// # Errors
+    /// If it isn't held, or the command can't be executed; the container has ended then.
+    pub fn release(&self) -> Result<(), EngineError> {
+        let socket = self.connect()?;
+        self.ask("start", &socket, Request::Release).map(drop)
+    }
+
+    /// Has the guest stand still.
+    ///
+    /// # Errors
+    /// If the container doesn't run.
+    pub fn pause(&self) -> Result<(), EngineError> {
+        let socket = self.connect()?;
+        self.ask("pause", &socket, Request::Pause).map(drop)
+    }
+
+    /// Lets a paused guest go on.
+    ///
+    /// # Errors
+    /// If the container isn't paused.
+    pub fn resume(&self) -> Result<(), EngineError> {
+        let socket = self.connect()?;
+        self.ask("resume", &socket, Request::Resume).map(drop)
     }
 
     /// Removes what a monitor that was killed should have removed.
@@ -169,7 +214,18 @@ impl Container {
     /// # Errors
     /// If the container doesn't run.
     pub fn exec(&self, request: &ExecRequest) -> Result<ProcessStream, EngineError> {
-        let process = plan::exec(request, &self.plan)?;
+        self.exec_process(&plan::exec(request, &self.plan)?)
+    }
+
+    /// As [`Self::exec`], with the process as the OCI runtime spec has it on the host.
+    ///
+    /// # Errors
+    /// If the container doesn't run.
+    pub fn exec_oci(&self, process: &Process) -> Result<ProcessStream, EngineError> {
+        self.exec_process(&plan::guest_process(process)?)
+    }
+
+    fn exec_process(&self, process: &Process) -> Result<ProcessStream, EngineError> {
         let socket = self.connect()?;
         let failed = |source| self.failed("run a process in", source);
         control::ask(&socket, Request::Exec).map_err(failed)?;
@@ -182,7 +238,7 @@ impl Container {
         let stream = ProcessStream::new(stream).map_err(failed)?;
         stream.send(&Frame::Spawn(Spawn::Exec(Box::new(ExecStart {
             id: self.plan.id.clone(),
-            process: OciJson::write(&process)
+            process: OciJson::write(process)
                 .map_err(|error| StreamError::from(FrameError::from(error)))?,
         }))))?;
         Ok(stream)
@@ -193,8 +249,15 @@ impl Container {
     /// # Errors
     /// If the container doesn't run.
     pub fn signal(&self, signal: u8) -> Result<(), EngineError> {
+        self.send_signal(signal, signal == SIGKILL)
+    }
+
+    /// Sends a signal to the first process, or to every process.
+    ///
+    /// # Errors
+    /// If the container doesn't run.
+    pub fn send_signal(&self, signal: u8, all: bool) -> Result<(), EngineError> {
         let socket = self.connect()?;
-        let all = signal == SIGKILL;
         self.ask("signal", &socket, Request::Signal { signal, all })?;
         Ok(())
     }

@@ -1,10 +1,11 @@
 //! The words of a monitor's control socket: one JSON object a line, one request a connection.
 //!
 //! ```text
-//! client ► {generation, request}   monitor ► {reply}       Ping, Inspect, Signal, Resize
+//! client ► {generation, request}   monitor ► {reply}       Ping, Inspect, Signal, Resize, Pause, Resume
 //!                                  … ► {reply: ended}      Wait, Stop: when the container ends
 //!                                  ► {reply: ok} frames …  Attach: both speak frames from here on
 //!                                  ► {reply: ok} + fd      Exec: the fd is a process stream
+//!                                  … ► {reply: ok}         Release: when the command runs
 //! ```
 //!
 //! Owns the words and their framing on either side. Refuses long lines.
@@ -76,6 +77,12 @@ pub enum Request {
     },
     /// A stream to a process that the client will spawn.
     Exec,
+    /// A held container's command; answered when it runs.
+    Release,
+    /// Stillness of the guest.
+    Pause,
+    /// Its end.
+    Resume,
 }
 
 /// What a monitor answers.
@@ -275,6 +282,9 @@ mod tests {
             Just(Request::Inspect),
             Just(Request::Wait),
             Just(Request::Exec),
+            Just(Request::Release),
+            Just(Request::Pause),
+            Just(Request::Resume),
             any::<(u8, bool)>().prop_map(|(signal, all)| Request::Signal { signal, all }),
             any::<(u16, u16)>().prop_map(|(rows, cols)| Request::Resize { rows, cols }),
             any::<(Option<u8>, Option<u64>)>()

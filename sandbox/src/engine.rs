@@ -12,7 +12,7 @@ use crate::control::ControlError;
 use crate::exit::CODE_HULL_FAILED;
 use crate::launch::StartFailure;
 use crate::plan::{self, HostFacts, Identity, PlanError};
-use crate::request::{RunRequest, VolumeSource};
+use crate::request::{BundleRequest, RunRequest, VolumeSource};
 use crate::settings::Settings;
 use crate::store::{Entry, Store, StoreError};
 use crate::stream::StreamError;
@@ -108,9 +108,55 @@ impl Engine {
             let plan = plan::plan(request, identity, &self.settings, &facts)?;
             Ok::<_, EngineError>(plan)
         };
-        let created = self.store.create(request.name.as_deref(), planned)?;
+        let created = self.store.create(None, request.name.as_deref(), planned)?;
         let container = self.container(created.entry, created.plan);
         Ok(container.claimed_by(created.claim))
+    }
+
+    /// As [`Self::create`], from an OCI bundle, with an id of the caller's. Its command will wait
+    /// for [`Container::release`].
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn create_bundle(&self, request: &BundleRequest) -> Result<Container, EngineError> {
+        let mut facts = host_facts();
+        for source in plan::bind_sources(&request.spec) {
+            let metadata = fs::metadata(&source).map_err(|error| EngineError::Host {
+                action: format!("mount \"{}\"", source.display()),
+                source: error,
+            })?;
+            if !metadata.is_dir() {
+                facts.files.push(source);
+            }
+        }
+        let created_at = Timestamp::now();
+        let planned = |id, name| {
+            let identity = Identity {
+                id,
+                name,
+                created_at,
+            };
+            Ok::<_, EngineError>(plan::plan_bundle(
+                request,
+                identity,
+                &self.settings,
+                &facts,
+            )?)
+        };
+        let id = request.id.as_str();
+        let created = self.store.create(Some(id), Some(id), planned)?;
+        let container = self.container(created.entry, created.plan);
+        Ok(container.claimed_by(created.claim))
+    }
+
+    /// The container with exactly this id.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn get(&self, id: &str) -> Result<Container, EngineError> {
+        let entry = self.store.get(id)?;
+        let plan = entry.plan()?;
+        Ok(self.container(entry, plan))
     }
 
     /// The container with this id, unique beginning of an id, or name.
@@ -181,13 +227,20 @@ fn facts(request: &RunRequest) -> Result<HostFacts, EngineError> {
             files.push(path.clone());
         }
     }
+    Ok(HostFacts {
+        files,
+        ..host_facts()
+    })
+}
+
+fn host_facts() -> HostFacts {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let memory = rustix::system::sysinfo();
-    Ok(HostFacts {
+    HostFacts {
         cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
         memory_bytes: memory.totalram.saturating_mul(u64::from(memory.mem_unit)),
-        files,
-    })
+        files: Vec::new(),
+    }
 }
 
 fn is_file(path: &PathBuf) -> Result<bool, EngineError> {

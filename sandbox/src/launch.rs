@@ -3,6 +3,7 @@
 //! ```text
 //! 3 the container's directory   4 its run directory   5 the lock   6 the readiness pipe
 //! 7 the stream of the client that is attached from the start, if any
+//! 0 1 2 the container's own streams, if the monitor is to carry them
 //! ```
 //!
 //! Nothing of the plan is on the command line but the id, so nothing of it shows in `ps`.
@@ -13,17 +14,22 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{self, Child, Command};
 
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
+use crate::carry::Stdio;
 use crate::exit::FailureClass;
 use crate::store::Entry;
 use crate::sys;
 
-/// What a monitor says of itself when it has a client from the start.
+/// What a monitor is told when it has a client from the start.
 const ATTACHED: &str = "attached";
+/// When its standard streams are the container's.
+const CARRYING: &str = "carrying";
+/// When they are so and a terminal.
+const CARRYING_TERMINAL: &str = "carrying-terminal";
 
 /// Longest word of a monitor's on its readiness pipe, in bytes.
 const MAX_READINESS: u64 = 256 * 1024;
@@ -56,14 +62,33 @@ pub(crate) struct Inherited {
     pub(crate) entry: Entry,
     pub(crate) lock: File,
     pub(crate) readiness: File,
-    pub(crate) attached: Option<UnixStream>,
+    pub(crate) streams: Streams,
+}
+
+/// Where the first process's streams go from the start.
+#[derive(Debug, Default)]
+pub(crate) enum Streams {
+    /// To the log alone.
+    #[default]
+    None,
+    /// To a client, as frames.
+    Attached(UnixStream),
+    /// To descriptors that the monitor carries them to.
+    Own(Stdio),
 }
 
 impl Inherited {
     /// Takes it. First thing that a monitor does.
     pub(crate) fn take() -> io::Result<Self> {
-        let attached = env::args_os().nth(2).is_some_and(|word| word == ATTACHED);
+        let word = env::args_os().nth(2).unwrap_or_default();
+        let attached = word == ATTACHED;
         let mut descriptors = sys::inherited(if attached { 5 } else { 4 })?.into_iter();
+        let own = word == CARRYING || word == CARRYING_TERMINAL;
+        let streams = if own {
+            Streams::Own(take_streams(word == CARRYING_TERMINAL)?)
+        } else {
+            Streams::None
+        };
         let mut next = || descriptors.next().ok_or(io::ErrorKind::NotFound);
         let directory = named(&next()?)?;
         let run = named(&next()?)?;
@@ -71,9 +96,22 @@ impl Inherited {
             entry: Entry::new(directory, run),
             lock: File::from(next()?),
             readiness: File::from(next()?),
-            attached: descriptors.next().map(UnixStream::from),
+            streams: match descriptors.next() {
+                Some(stream) => Streams::Attached(UnixStream::from(stream)),
+                None => streams,
+            },
         })
     }
+}
+
+/// Takes the standard streams and leaves /dev/null in their places.
+fn take_streams(terminal: bool) -> io::Result<Stdio> {
+    let stdio = Stdio::own(terminal)?;
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    Ok(stdio)
 }
 
 fn named(descriptor: &OwnedFd) -> io::Result<PathBuf> {
@@ -92,7 +130,7 @@ pub(crate) fn launch(
     monitor: &Path,
     entry: &Entry,
     lock: File,
-    attached: Option<UnixStream>,
+    streams: Streams,
 ) -> io::Result<Launched> {
     let open = |path: &Path| {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -102,21 +140,28 @@ pub(crate) fn launch(
     let run = open(&entry.run)?;
     let (readiness, said) = io::pipe()?;
     let mut command = Command::new(monitor);
-    command
-        .arg(entry.id())
-        .current_dir("/")
-        .env_clear()
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+    command.arg(entry.id()).current_dir("/").env_clear();
     let mut descriptors = vec![directory.as_fd(), run.as_fd(), lock.as_fd(), said.as_fd()];
-    if let Some(stream) = &attached {
+    if let Streams::Attached(stream) = &streams {
         command.arg(ATTACHED);
         descriptors.push(stream.as_fd());
     }
+    let null = process::Stdio::null;
+    match &streams {
+        Streams::Own(own) => command
+            .arg(if own.terminal {
+                CARRYING_TERMINAL
+            } else {
+                CARRYING
+            })
+            .stdin(own.stdin.try_clone()?)
+            .stdout(own.stdout.try_clone()?)
+            .stderr(own.stderr.try_clone()?),
+        _ => command.stdin(null()).stdout(null()).stderr(null()),
+    };
     let child = sys::spawn(&mut command, &descriptors)?;
     // From here on they are the monitor's alone.
-    drop((said, lock, attached));
+    drop((said, lock, streams));
     Ok(Launched {
         child,
         readiness: File::from(OwnedFd::from(readiness)),

@@ -10,6 +10,7 @@
 //!      ◄── ProcessStream ───── frames of the first process; control.sock serves all others
 //! ```
 
+mod carry;
 mod cgroup;
 mod console;
 mod container;
@@ -32,6 +33,7 @@ mod store;
 mod stream;
 mod sys;
 
+pub use carry::{Changes, Stdio, carry};
 pub use container::Container;
 pub use engine::{Engine, EngineError};
 pub use exit::{CODE_HULL_FAILED, CODE_NOT_EXECUTABLE, CODE_NOT_FOUND, FailureClass};
@@ -41,9 +43,11 @@ pub use plan::{
     Export, ExportSource, HostFacts, Identity, MIN_MEMORY_BYTES, Plan, PlanError, PlannedImage,
     PlannedRoot, PlannedVm,
 };
-pub use request::{ExecRequest, Image, Root, RunRequest, Tmpfs, Ulimit, Volume, VolumeSource};
+pub use request::{
+    BundleRequest, ExecRequest, Image, Root, RunRequest, Tmpfs, Ulimit, Volume, VolumeSource,
+};
 pub use settings::{Assets, Defaults, Registries, Settings, SettingsError};
 pub use signal::{SignalError, parse_signal, signal_name};
-pub use state::{ExitRecord, Running, Status};
+pub use state::{ExitRecord, Phase, Running, Status};
 pub use store::{Entry, Store, StoreError};
 pub use stream::{ProcessStream, StreamError, StreamReceiver, StreamSender};

@@ -37,15 +37,18 @@ struct Line<'a> {
 /// Cuts output into entries.
 #[derive(Debug)]
 pub(crate) struct LogWriter {
-    file: Rotated,
+    /// None if nothing is to be kept.
+    file: Option<Rotated>,
     stdout: Vec<u8>,
     stderr: Vec<u8>,
 }
 
 impl LogWriter {
+    /// Opens the log at `path`, of at most `limit` bytes; none at all for none.
     pub(crate) fn open(path: PathBuf, limit: u64) -> io::Result<Self> {
+        let file = (limit > 0).then(|| Rotated::open(path, limit));
         Ok(Self {
-            file: Rotated::open(path, limit)?,
+            file: file.transpose()?,
             stdout: Vec::new(),
             stderr: Vec::new(),
         })
@@ -53,6 +56,9 @@ impl LogWriter {
 
     /// Takes output; the unfinished last line waits for its rest.
     pub(crate) fn take(&mut self, stream: LogStream, data: &[u8]) -> io::Result<()> {
+        let Some(file) = &mut self.file else {
+            return Ok(());
+        };
         let partial = match stream {
             LogStream::Stdout => &mut self.stdout,
             LogStream::Stderr => &mut self.stderr,
@@ -69,7 +75,7 @@ impl LogWriter {
         if entries.is_empty() {
             return Ok(());
         }
-        self.file.append(&entries)
+        file.append(&entries)
     }
 
     /// Writes unfinished lines as they are.
@@ -85,7 +91,10 @@ impl LogWriter {
                 partial.clear();
             }
         }
-        self.file.append(&entries)
+        match &mut self.file {
+            Some(file) => file.append(&entries),
+            None => Ok(()),
+        }
     }
 }
 

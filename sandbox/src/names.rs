@@ -41,13 +41,14 @@ pub(crate) fn made_up(attempt: u32) -> String {
     }
 }
 
-/// Whether this is an id as [`id`] makes them.
+/// Whether this can be an id: one of ours, or a caller's, who may choose any name but that of the
+/// place where monitors mount.
 pub(crate) fn is_id(text: &str) -> bool {
-    text.len() == 64
-        && text
-            .bytes()
-            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    is_name(text) && text != MOUNTS
 }
+
+/// Where monitors mount, among the run directories of containers.
+pub(crate) const MOUNTS: &str = "mnt";
 
 /// Whether this can be a container's name, and so a file's.
 pub(crate) fn is_name(text: &str) -> bool {
@@ -84,7 +85,7 @@ mod tests {
         let first = id();
         assert!(is_id(&first));
         assert_ne!(first, id());
-        assert!(!is_id(&first[1..]));
+        assert!(is_id("web-1") && !is_id(MOUNTS));
         for attempt in 0..4 {
             assert!(is_name(&made_up(attempt)));
         }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use oci_spec::image::ImageConfiguration;
+use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
 /// One container to create.
@@ -106,6 +107,17 @@ impl RunRequest {
             debug: false,
         }
     }
+}
+
+/// A container as an engine hands it to an OCI runtime.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BundleRequest {
+    /// The container's id, which is its name too.
+    pub id: String,
+    /// The bundle's directory, absolute.
+    pub bundle: PathBuf,
+    /// Its `config.json`.
+    pub spec: Spec,
 }
 
 /// Where the root file system comes from.

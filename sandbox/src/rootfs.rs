@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, mount, mount_bind_recursive, mount_remount};
 
+use crate::names;
 use crate::plan::{Export, ExportSource, FILE_NAME, Plan, PlannedRoot, ROOT_NAME};
 use crate::store::Entry;
 use crate::sys;
@@ -76,7 +77,7 @@ pub(crate) struct SharedDirectory {
 
 /// Puts everything together that `plan` shows, in a namespace that only this process is in.
 pub(crate) fn assemble(entry: &Entry, plan: &Plan) -> Result<Vec<SharedDirectory>, RootfsError> {
-    let base = entry.run.with_file_name("mnt");
+    let base = entry.run.with_file_name(names::MOUNTS);
     make(&base)?;
     sys::private_mounts().map_err(RootfsError::Namespace)?;
     let options = CString::from(c"mode=0700,size=1m");

@@ -11,7 +11,7 @@ pub enum Status {
     Created,
     /// Its monitor lives, its first process not yet.
     Starting,
-    /// Its first process runs.
+    /// Its first process runs, or waits, as the phase says.
     Running(Running),
     /// It ended.
     Exited(ExitRecord),
@@ -24,10 +24,26 @@ pub struct Running {
     pub monitor_pid: u32,
     /// The first process's id in the guest's first namespace.
     pub guest_pid: u32,
-    /// When the first process started.
+    /// When the first process started, or was made if it is held.
     pub started_at: Timestamp,
+    /// Whether it runs now.
+    #[serde(default)]
+    pub phase: Phase,
     /// The guest kernel's release.
     pub kernel: String,
+}
+
+/// What a first process that exists is about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// All is made; its command waits to be released.
+    Held,
+    /// It runs.
+    #[default]
+    Running,
+    /// Its guest stands still.
+    Paused,
 }
 
 /// Contents of `exit.json`: how a container ended.

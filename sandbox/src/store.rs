@@ -44,6 +44,9 @@ pub enum StoreError {
     /// Several ids begin like this.
     #[error("several containers' ids begin with {0}")]
     Ambiguous(String),
+    /// An id of a caller's that isn't one.
+    #[error("invalid container id {0:?}: [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed, up to 128")]
+    Id(String),
     /// Another container has the name.
     #[error(
         "Conflict. The container name \"/{name}\" is already in use by container \"{holder}\". You have to remove (or rename) that container to be able to reuse that name."
@@ -103,18 +106,22 @@ impl Store {
 
     /// Gives a container its directory and its name, and the caller the right to run it, so that
     /// nobody takes it for one that was left behind. `planned` is called with the id and the
-    /// name, which is a made-up one unless `name` asks for one.
+    /// name, which are made-up ones unless `id` and `name` ask for some.
     ///
     /// # Errors
     /// If the name is in use, `planned` fails, or the disk refuses; nothing is left then.
     pub fn create<E: From<StoreError>>(
         &self,
+        id: Option<&str>,
         name: Option<&str>,
         planned: impl FnOnce(String, String) -> Result<Plan, E>,
     ) -> Result<Created, E> {
+        if let Some(id) = id.filter(|id| !names::is_id(id)) {
+            return Err(StoreError::Id(id.to_owned()).into());
+        }
         make_directory(&self.containers)?;
         make_directory(&self.names)?;
-        let id = names::id();
+        let id = id.map_or_else(names::id, str::to_owned);
         let _guard = self.guard()?;
         let name = match name {
             Some(name) => name.to_owned(),
@@ -154,6 +161,17 @@ impl Store {
         fs::rename(fresh, &directory).map_err(disk("rename", fresh))?;
         let run = self.run.join(&plan.id);
         Ok((Entry { directory, run }, claim))
+    }
+
+    /// The container with exactly this id.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn get(&self, id: &str) -> Result<Entry, StoreError> {
+        match names::is_id(id) && self.containers.join(id).is_dir() {
+            true => Ok(self.entry(id)),
+            false => Err(StoreError::NotFound(id.to_owned())),
+        }
     }
 
     /// The container with this name, id, or unique beginning of an id.

@@ -103,6 +103,31 @@ pub(crate) fn private_mounts() -> io::Result<()> {
     Ok(())
 }
 
+/// Blocks the signals by which a terminal says that it has a new size or is gone, in this thread
+/// and those it makes, and returns where they can be read (signalfd(2)).
+pub(crate) fn window_signals() -> io::Result<OwnedFd> {
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset writes the whole set and nothing else.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    for signal in [libc::SIGWINCH, libc::SIGHUP] {
+        // SAFETY: the set was initialized by the call above.
+        unsafe { libc::sigaddset(set.as_mut_ptr(), signal) };
+    }
+    // SAFETY: the set is initialized; the old mask is not asked for.
+    let blocked =
+        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut()) };
+    if blocked != 0 {
+        return Err(io::Error::from_raw_os_error(blocked));
+    }
+    // SAFETY: the set is initialized; -1 asks for a new descriptor.
+    let descriptor = unsafe { libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC) };
+    if descriptor < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is fresh and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
 /// Whether this processor can run a guest's kernel itself (Intel SDM, CPUID leaf 1; AMD APM,
 /// leaf 0x8000_0001).
 pub(crate) fn has_virtualization() -> bool {

@@ -159,12 +159,27 @@ impl Guest {
 
     /// Asks for a container of this name.
     pub(crate) fn create(&self, id: &str, spec: Value, init: bool) -> Stream {
-        let mut stream = self.connect();
-        stream.send(&Frame::Spawn(Spawn::Container(Box::new(ContainerStart {
+        self.spawn(ContainerStart {
             id: id.into(),
             spec: OciJson::write(&spec).unwrap(),
             init,
-        }))));
+            hold: false,
+        })
+    }
+
+    /// Asks for a container whose command is to wait.
+    pub(crate) fn hold(&self, id: &str, spec: Value) -> Stream {
+        self.spawn(ContainerStart {
+            id: id.into(),
+            spec: OciJson::write(&spec).unwrap(),
+            init: false,
+            hold: true,
+        })
+    }
+
+    fn spawn(&self, start: ContainerStart) -> Stream {
+        let mut stream = self.connect();
+        stream.send(&Frame::Spawn(Spawn::Container(Box::new(start))));
         stream
     }
 

@@ -149,7 +149,7 @@ impl Agent {
     }
 }
 
-/// Runs the container's first process.
+/// Runs the container's first process, or makes it if it is to be held.
 pub(super) fn spawn(guest: &dyn Guest, plan: &Plan, limit: Duration) -> Result<Started, BootError> {
     let deadline = Instant::now() + limit;
     let mut peer = Peer::new(guest.connect(PROCESS_PORT)?)?;
@@ -157,12 +157,13 @@ pub(super) fn spawn(guest: &dyn Guest, plan: &Plan, limit: Duration) -> Result<S
         id: plan.id.clone(),
         spec: OciJson::write(&plan.spec).map_err(FrameError::from)?,
         init: plan.init,
+        hold: plan.held,
     }))));
     let mut decoder = Decoder::new(MAX_FROM_GUEST);
     let mut chunk = vec![0; 4096];
     loop {
         match decoder.take()? {
-            Some(Frame::Started { pid }) => {
+            Some(Frame::Started { pid } | Frame::Prepared { pid }) => {
                 return Ok(Started {
                     peer,
                     decoder,

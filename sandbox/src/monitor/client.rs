@@ -31,6 +31,8 @@ pub(super) enum Role {
     },
     /// It waits for the end.
     Waiting,
+    /// It waits for the command to run.
+    Releasing,
     /// It has its answer.
     Leaving,
 }
@@ -107,7 +109,7 @@ impl Client {
                 Ok(None)
             }
             // Nothing was asked of them.
-            Role::Waiting | Role::Leaving => Ok(None),
+            Role::Waiting | Role::Releasing | Role::Leaving => Ok(None),
         }
     }
 
@@ -160,6 +162,10 @@ impl Client {
                     kind: FailureKind::Internal,
                     message: record.error.clone().unwrap_or_default(),
                 }));
+            }
+            (Role::Releasing, _) => {
+                let why = record.error.clone();
+                self.refuse(&why.unwrap_or_else(|| "the container has ended".to_owned()));
             }
             (Role::Asking(_), _) => self.refuse("the container has ended"),
             (Role::Leaving, _) => {}

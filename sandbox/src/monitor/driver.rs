@@ -7,23 +7,28 @@
 //! attached client ══ stdin, resize, signal ══► agent
 //! ```
 
+mod phases;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
-use hull_proto::{Decoder, ExitStatus, Frame, PROCESS_PORT, STDIN_WINDOW};
+use hull_proto::{Decoder, ExitStatus, Failure, Frame, PROCESS_PORT, STDIN_WINDOW};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::control::{self, Envelope, GENERATION, Reply, Report, Request};
 use crate::logs::{LogStream, LogWriter};
 use crate::plan::Plan;
+use crate::state::Phase;
 
 use super::boot::{Agent, Started};
 use super::client::{Client, Role};
 use super::guest::Guest;
 use super::peer::Peer;
 use super::stdin::Stdin;
+
+pub(super) use phases::Record;
 
 /// Output that may wait for a client before the process is held up, in bytes.
 const CLIENT_BACKLOG: usize = 256 * 1024;
@@ -42,6 +47,8 @@ pub(super) enum End {
     Killed,
     /// The guest did, without a word of the process.
     Guest(String),
+    /// Its command could not be executed when it was released.
+    Refused(Failure),
 }
 
 /// A running container.
@@ -59,6 +66,7 @@ pub(super) struct Driver<'a> {
     kill_at: Option<Instant>,
     stop_at: Option<Instant>,
     guest_pid: u32,
+    record: Record,
     jail: Vec<String>,
     kill_grace: Duration,
     chunk: Vec<u8>,
@@ -74,6 +82,7 @@ pub(super) struct Parts<'a> {
     pub(super) listener: UnixListener,
     /// The client that was attached before the start.
     pub(super) attached: Option<UnixStream>,
+    pub(super) record: Record,
     pub(super) jail: Vec<String>,
     /// What a killed container may take before its VM is ended.
     pub(super) kill_grace: Duration,
@@ -102,6 +111,7 @@ impl<'a> Driver<'a> {
             kill_at: None,
             stop_at: None,
             guest_pid: parts.started.guest_pid,
+            record: parts.record,
             jail: parts.jail,
             kill_grace: parts.kill_grace,
             chunk: vec![0; 64 * 1024],
@@ -224,6 +234,10 @@ impl<'a> Driver<'a> {
                     }
                 }
                 Frame::Exited(status) => return Some(End::Process(status)),
+                Frame::Started { .. } if self.phase() == Phase::Held => self.released(),
+                Frame::Failed(failure) if self.phase() == Phase::Held => {
+                    return Some(End::Refused(failure));
+                }
                 _ => return Some(self.guest_is_gone("the agent sent a frame out of place")),
             }
         }
@@ -287,6 +301,8 @@ impl<'a> Driver<'a> {
             self.agent.send_frame(&Frame::Signal { signal, all });
         }
         if signal == SIGKILL {
+            // What stands still can't die.
+            self.guest.resume();
             let deadline = Instant::now() + self.kill_grace;
             self.stop_at = Some(self.stop_at.map_or(deadline, |known| known.min(deadline)));
         }
@@ -430,6 +446,15 @@ impl<'a> Driver<'a> {
                 });
             }
             Request::Exec => self.exec(client),
+            Request::Release if self.phase() != Phase::Held => {
+                client.refuse("it is not held: its command was started before");
+            }
+            Request::Release => {
+                self.agent.send_frame(&Frame::Go);
+                client.role = Role::Releasing;
+            }
+            Request::Pause => self.hold_still(client, Phase::Running, Phase::Paused),
+            Request::Resume => self.hold_still(client, Phase::Paused, Phase::Running),
         }
     }
 
@@ -469,8 +494,9 @@ fn interest(reading: bool, writing: bool) -> PollFlags {
 }
 
 /// Writes out what clients are still to be told; one that doesn't read is waited for as long as
-/// it lives, and nobody else is.
-pub(super) fn flush(mut clients: Vec<Client>) -> io::Result<()> {
+/// it lives, unless there is a limit, and nobody else is.
+pub(super) fn flush(mut clients: Vec<Client>, limit: Option<Duration>) -> io::Result<()> {
+    let until = limit.map(|limit| Instant::now() + limit);
     loop {
         clients.iter_mut().for_each(|client| client.peer.flush());
         clients.retain(|client| client.peer.pending() > 0 && !client.peer.is_gone());
@@ -483,7 +509,12 @@ pub(super) fn flush(mut clients: Vec<Client>) -> io::Result<()> {
             .iter()
             .map(|socket| PollFd::new(socket, PollFlags::OUT))
             .collect();
-        match poll(&mut fds, None) {
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Ok(());
+        }
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }

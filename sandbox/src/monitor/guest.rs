@@ -18,6 +18,10 @@ pub(super) trait Guest {
     fn fs_requests(&self) -> u64 {
         0
     }
+    /// Has it stand still. Idempotent.
+    fn pause(&self) {}
+    /// Lets it go on. Idempotent.
+    fn resume(&self) {}
     /// Ends it at once. Idempotent.
     fn stop(&mut self);
 }

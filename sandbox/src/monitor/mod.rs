@@ -10,6 +10,7 @@
 //! ```
 
 mod boot;
+mod carrier;
 mod client;
 mod driver;
 mod guest;
@@ -23,7 +24,7 @@ mod vm;
 use std::error::Error;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -37,26 +38,31 @@ use hull_proto::ExitStatus;
 use crate::cgroup::Cgroup;
 use crate::console::BootLog;
 use crate::exit::{CODE_HULL_FAILED, FailureClass};
-use crate::launch::{Inherited, Readiness, StartFailure};
+use crate::launch::{Inherited, Readiness, StartFailure, Streams};
 use crate::logs::LogWriter;
 use crate::plan::Plan;
 use crate::rootfs;
-use crate::state::{ExitRecord, Running};
+use crate::state::{ExitRecord, Phase, Running};
 use crate::store::{Entry, Store};
 use crate::sys;
 
 use boot::BootError;
-use driver::{Driver, End, Parts};
+use carrier::{Carrier, Waiting};
+use driver::{Driver, End, Parts, Record};
 use guest::Guest;
 use vm::{Opened, Vm};
 
 /// Descriptors that a monitor may have: the kernel's own limit for a process.
 const DESCRIPTORS: u64 = 1 << 20;
 
+/// What the last output of a container may take to be read by whoever gave the monitor its own
+/// streams.
+const LAST_OUTPUT: Duration = Duration::from_secs(10);
+
 /// What a killed container may take before its VM is ended.
 const KILL_GRACE: Duration = Duration::from_secs(3);
 
-/// The whole life of the monitor process. Its exit code tells nothing: the record does.
+/// The whole life of the monitor process. It ends with the container's code.
 #[must_use]
 pub fn main() -> ExitCode {
     match Inherited::take() {
@@ -74,7 +80,7 @@ struct Monitor {
     store: Store,
     lock: File,
     readiness: File,
-    attached: Option<UnixStream>,
+    streams: Streams,
     began: u64,
 }
 
@@ -110,7 +116,7 @@ impl Monitor {
             entry: inherited.entry,
             lock: inherited.lock,
             readiness: inherited.readiness,
-            attached: inherited.attached,
+            streams: inherited.streams,
             began: sys::monotonic_ns(),
         }
     }
@@ -123,9 +129,9 @@ impl Monitor {
             Ok(plan) => plan,
             Err(error) => return self.give_up(None, stage("open")(error)),
         };
-        let attached = self.attached.take();
-        match self.start(&plan, attached) {
-            Ok((driver, running, cgroup)) => self.attend(&plan, driver, &running, cgroup),
+        let streams = std::mem::take(&mut self.streams);
+        match self.start(&plan, streams) {
+            Ok((driver, carrier, cgroup)) => self.attend(&plan, driver, carrier, cgroup),
             Err(failed) => self.give_up(Some(&plan), failed),
         }
     }
@@ -134,8 +140,9 @@ impl Monitor {
     fn start<'a>(
         &self,
         plan: &'a Plan,
-        attached: Option<UnixStream>,
-    ) -> Result<(Driver<'a>, Running, Option<Cgroup>), Failed> {
+        streams: Streams,
+    ) -> Result<(Driver<'a>, Option<Carrier>, Option<Cgroup>), Failed> {
+        let (attached, carrier) = Carrier::of(streams).map_err(stage("open"))?;
         let cgroup = match plan.vm.cpu_quota {
             Some(cpus) => Some(Cgroup::enter(&plan.id, cpus).map_err(stage("open"))?),
             None => None,
@@ -166,8 +173,14 @@ impl Monitor {
             monitor_pid: std::process::id(),
             guest_pid: started.guest_pid,
             started_at: Timestamp::now(),
+            phase: if plan.held {
+                Phase::Held
+            } else {
+                Phase::Running
+            },
             kernel: agent.kernel.clone(),
         };
+        self.entry.write_running(&running).map_err(stage("spawn"))?;
         let driver = Driver::new(Parts {
             plan,
             guest: Box::new(vm),
@@ -176,12 +189,16 @@ impl Monitor {
             log,
             listener,
             attached,
+            record: Record {
+                entry: Some(self.entry.clone()),
+                running,
+            },
             jail,
             kill_grace: KILL_GRACE,
         })
         .map_err(stage("spawn"))?;
-        self.entry.write_running(&running).map_err(stage("spawn"))?;
-        Ok((driver, running, cgroup))
+        let carrier = carrier.map(Waiting::start).transpose();
+        Ok((driver, carrier.map_err(stage("spawn"))?, cgroup))
     }
 
     fn listen(&self) -> Result<UnixListener, OpenError> {
@@ -207,7 +224,7 @@ impl Monitor {
         mut self,
         plan: &Plan,
         mut driver: Driver<'_>,
-        running: &Running,
+        carrier: Option<Carrier>,
         cgroup: Option<Cgroup>,
     ) -> ExitCode {
         self.say(&Readiness::Started);
@@ -215,15 +232,20 @@ impl Monitor {
             Ok(end) => end,
             Err(error) => End::Guest(format!("the monitor failed: {error}")),
         };
+        let started_at = driver.started_at();
         let mut clients = driver.finish();
-        let (record, status) = record(end, Some(running.started_at));
+        let (record, status) = record(end, Some(started_at));
         self.close(plan, &record, cgroup);
         for client in &mut clients {
             client.tell_end(&record, status);
         }
         // What can't be told any more is in the record.
-        let _ = driver::flush(clients);
-        ExitCode::SUCCESS
+        let _ = driver::flush(clients, carrier.as_ref().map(|_| LAST_OUTPUT));
+        if let Some(carrier) = carrier {
+            carrier.finish(LAST_OUTPUT);
+        }
+        // Whoever adopted this process takes its end for the container's.
+        ExitCode::from(record.code)
     }
 
     /// Leaves the container as one that has ended, or nothing of it.
@@ -379,22 +401,25 @@ fn record(end: End, started_at: Option<Timestamp>) -> (ExitRecord, Option<ExitSt
             signal: 9,
             oom: false,
         }),
-        End::Guest(_) => None,
+        End::Guest(_) | End::Refused(_) => None,
     };
     let (signal, oom) = match status {
         Some(ExitStatus::Signaled { signal, oom }) => (Some(signal), oom),
         _ => (None, false),
     };
     let record = ExitRecord {
-        code: status.map_or(CODE_HULL_FAILED, |status| {
-            u8::try_from(status.code()).unwrap_or(u8::MAX)
-        }),
+        code: match (&end, status) {
+            (End::Refused(failure), _) => FailureClass::from(failure.kind).run_code(),
+            (_, Some(status)) => u8::try_from(status.code()).unwrap_or(u8::MAX),
+            (_, None) => CODE_HULL_FAILED,
+        },
         signal,
         oom,
         started_at,
         finished_at: Timestamp::now(),
         error: match end {
             End::Guest(why) => Some(why),
+            End::Refused(failure) => Some(failure.message),
             _ => None,
         },
     };

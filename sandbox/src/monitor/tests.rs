@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -136,6 +137,16 @@ fn bench(change: impl FnOnce(&mut RunRequest)) -> Bench {
             log: LogWriter::open(log_path.clone(), 1 << 30).unwrap(),
             listener,
             attached: Some(attached),
+            record: Record {
+                entry: None,
+                running: Running {
+                    monitor_pid: 1,
+                    guest_pid: 7,
+                    started_at: Timestamp::UNIX_EPOCH,
+                    phase: Phase::Running,
+                    kernel: String::new(),
+                },
+            },
             jail: Vec::new(),
             kill_grace: Duration::from_millis(10),
         })
@@ -146,7 +157,7 @@ fn bench(change: impl FnOnce(&mut RunRequest)) -> Bench {
         for client in &mut clients {
             client.tell_end(&record, status);
         }
-        driver::flush(clients).unwrap();
+        driver::flush(clients, None).unwrap();
         (record, fs::read(log_path).unwrap())
     });
     let mut bench = Bench {

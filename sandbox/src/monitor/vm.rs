@@ -170,6 +170,14 @@ impl Guest for Vm {
         self.machine.fs_stats().map_or(0, FsStats::total)
     }
 
+    fn pause(&self) {
+        self.machine.pause();
+    }
+
+    fn resume(&self) {
+        self.machine.resume();
+    }
+
     fn stop(&mut self) {
         self.machine.stop();
     }

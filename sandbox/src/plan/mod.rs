@@ -7,6 +7,7 @@
 //! here the kernel is the container's own, behind the VM. A filter would cost every system call
 //! and forbid what people run VMs for. One in an OCI spec is honoured.
 
+mod bundle;
 mod capability;
 mod machine;
 mod mounts;
@@ -26,6 +27,7 @@ use crate::request::{ExecRequest, Root, RunRequest};
 use crate::settings::Settings;
 use crate::signal::{SignalError, parse_signal};
 
+pub(crate) use bundle::{bind_sources, guest_process, plan as plan_bundle};
 pub use machine::MIN_MEMORY_BYTES;
 pub use shape::{Export, ExportSource, Plan, PlannedImage, PlannedRoot, PlannedVm};
 pub(crate) use shape::{FILE_NAME, ROOT_NAME};
@@ -125,6 +127,14 @@ pub enum PlanError {
         /// What this host has.
         most_mib: u64,
     },
+    /// Something of a bundle that a virtual machine can't have.
+    #[error("cannot use {what}: {why}")]
+    Bundle {
+        /// What.
+        what: String,
+        /// Why not.
+        why: &'static str,
+    },
     /// A stop signal that doesn't exist.
     #[error("cannot use the stop signal")]
     StopSignal(#[from] SignalError),
@@ -187,6 +197,8 @@ pub(crate) fn plan(
         stop_timeout_s: request
             .stop_timeout_s
             .unwrap_or(settings.defaults.stop_timeout_s),
+        held: false,
+        bundle: None,
         auto_remove: request.auto_remove,
         log_limit_bytes: settings.defaults.log_limit_bytes,
     })

@@ -42,6 +42,12 @@ pub struct Plan {
     pub stop_signal: u8,
     /// Seconds between that signal and SIGKILL.
     pub stop_timeout_s: u32,
+    /// Everything is made and the command waits until it is released.
+    #[serde(default)]
+    pub held: bool,
+    /// The OCI bundle it came from, if any.
+    #[serde(default)]
+    pub bundle: Option<PathBuf>,
     /// Removes the container when it ends.
     pub auto_remove: bool,
     /// Bytes that its log may take.

@@ -9,7 +9,7 @@ use super::*;
 use crate::request::{Image, Tmpfs, Ulimit, Volume, VolumeSource};
 use crate::settings::{Assets, Defaults, Registries};
 
-fn settings() -> Settings {
+pub(super) fn settings() -> Settings {
     Settings {
         state_dir: "/var/lib/hull".into(),
         run_dir: "/run/hull".into(),

@@ -30,7 +30,7 @@ fn create(store: &Store, settings: &Settings, name: Option<&str>) -> Result<Entr
         Ok(crate::plan::plan(&request, identity, settings, &facts).unwrap())
     };
     store
-        .create::<StoreError>(name, planned)
+        .create::<StoreError>(None, name, planned)
         .map(|created| created.entry)
 }
 
@@ -113,7 +113,8 @@ fn the_lock_tells_who_lives_however_often_it_is_asked() {
 fn a_failed_creation_leaves_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let (store, settings) = store(directory.path());
-    let refused = store.create::<StoreError>(Some("box"), |id, _| Err(StoreError::NotFound(id)));
+    let refused =
+        store.create::<StoreError>(None, Some("box"), |id, _| Err(StoreError::NotFound(id)));
     assert!(refused.is_err());
     assert_eq!(
         fs::read_dir(settings.state_dir.join("containers"))

@@ -56,6 +56,8 @@ fn plan() -> Plan {
         interactive: false,
         stop_signal: 15,
         stop_timeout_s: 10,
+        held: false,
+        bundle: None,
         auto_remove: false,
         log_limit_bytes: 1,
     }
@@ -76,6 +78,7 @@ fn a_running_container_has_its_monitor_as_pid() {
         monitor_pid: 7,
         guest_pid: 3,
         started_at: "2026-01-01T00:00:01Z".parse().unwrap(),
+        phase: hull_sandbox::Phase::Running,
         kernel: "6.12.1".into(),
     }));
     let state = &seen["State"];

@@ -1,0 +1,80 @@
+//! What a running container is about: held before its command, running, or standing still.
+//!
+//! Owns: the changes between these, and the record of them on disk. Refuses those that make no
+//! sense.
+//!
+//! ```text
+//! held ── Release, Started ──► running ◄── Resume, Pause ──► paused
+//! ```
+
+use jiff::Timestamp;
+
+use crate::control::Reply;
+use crate::state::{Phase, Running};
+use crate::store::{Entry, StoreError};
+
+use super::super::client::{Client, Role};
+use super::Driver;
+
+/// What is said of the running container on disk.
+pub(in crate::monitor) struct Record {
+    /// Where; nowhere in tests.
+    pub(in crate::monitor) entry: Option<Entry>,
+    /// What.
+    pub(in crate::monitor) running: Running,
+}
+
+impl Record {
+    /// Writes what changed.
+    fn enter(&mut self, phase: Phase) -> Result<(), StoreError> {
+        self.running.phase = phase;
+        match &self.entry {
+            Some(entry) => entry.write_running(&self.running),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Driver<'_> {
+    /// When the first process started.
+    pub(in crate::monitor) fn started_at(&self) -> Timestamp {
+        self.record.running.started_at
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        self.record.running.phase
+    }
+
+    /// The command runs: whoever asked for it is told.
+    pub(super) fn released(&mut self) {
+        self.record.running.started_at = Timestamp::now();
+        let written = self.record.enter(Phase::Running);
+        for client in &mut self.clients {
+            if matches!(client.role, Role::Releasing) {
+                match &written {
+                    Ok(()) => client.reply(&Reply::Ok),
+                    Err(error) => client.refuse(&error.to_string()),
+                }
+            }
+        }
+    }
+
+    pub(super) fn hold_still(&mut self, client: &mut Client, from: Phase, to: Phase) {
+        if self.phase() != from {
+            let state = match self.phase() {
+                Phase::Held => "not started",
+                Phase::Running => "not paused",
+                Phase::Paused => "paused already",
+            };
+            return client.refuse(&format!("the container is {state}"));
+        }
+        match to {
+            Phase::Paused => self.guest.pause(),
+            _ => self.guest.resume(),
+        }
+        match self.record.enter(to) {
+            Ok(()) => client.reply(&Reply::Ok),
+            Err(error) => client.refuse(&error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,479 @@
+//! What an OCI bundle means: its specification as the host's engine wrote it, translated to what
+//! the guest sees. README ("Use it from …") lists what is refused and what is passed over.
+//!
+//! Owns: which of the host's paths become exports, which namespaces, devices and limits make
+//! sense in a guest. Refuses: what can't be had there, by name.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{
+    Linux, LinuxDevice, LinuxDeviceType, LinuxMemoryBuilder, LinuxNamespaceBuilder,
+    LinuxNamespaceType, LinuxResources, LinuxResourcesBuilder, Mount, MountBuilder,
+    PosixRlimitBuilder, PosixRlimitType, Process, RootBuilder, Spec,
+};
+
+use crate::request::{BundleRequest, Root, RunRequest};
+use crate::settings::Settings;
+
+use super::shape::{Export, ExportSource, FILE_NAME, ROOT_NAME};
+use super::{HostFacts, Identity, Plan, PlanError, PlannedRoot, SIGTERM, guest_path, machine};
+
+/// What a guest's kernel and agent take of its memory, in bytes: given beside the limit.
+const GUEST_OVERHEAD: u64 = 48 << 20;
+
+/// Descriptors that a process of a guest may have at most: its kernel's `fs.nr_open`.
+const MOST_DESCRIPTORS: u64 = 1 << 20;
+
+/// The namespaces of every container in its guest. The network is the guest's own.
+const NAMESPACES: [LinuxNamespaceType; 5] = [
+    LinuxNamespaceType::Pid,
+    LinuxNamespaceType::Ipc,
+    LinuxNamespaceType::Uts,
+    LinuxNamespaceType::Mount,
+    LinuxNamespaceType::Cgroup,
+];
+
+/// Device nodes that every Linux has (character, major, minor).
+const EVERYWHERE: [(i64, i64); 8] = [
+    (1, 3),
+    (1, 5),
+    (1, 7),
+    (1, 8),
+    (1, 9),
+    (5, 0),
+    (5, 1),
+    (5, 2),
+];
+
+fn cannot(what: impl Into<String>, why: &'static str) -> PlanError {
+    PlanError::Bundle {
+        what: what.into(),
+        why,
+    }
+}
+
+/// Decides everything about the one container of a bundle.
+pub(crate) fn plan(
+    request: &BundleRequest,
+    identity: Identity,
+    settings: &Settings,
+    facts: &HostFacts,
+) -> Result<Plan, PlanError> {
+    let mut spec = request.spec.clone();
+    let process = process(&spec)?;
+    let tty = process.terminal().unwrap_or(false);
+    let root = request.root()?;
+    let read_only = spec.root().as_ref().and_then(|root| root.readonly());
+    let (exports, mounts) = mounts(spec.mounts().as_deref().unwrap_or_default(), facts)?;
+    let hostname = match spec.hostname() {
+        Some(name) if !name.is_empty() => name.clone(),
+        _ => identity.id.chars().take(12).collect(),
+    };
+    let linux = spec.linux().clone().unwrap_or_default();
+    let vm = machine::plan(&shape(&linux, facts), settings, facts)?;
+    spec.set_linux(Some(self::linux(&linux)?))
+        .set_process(Some(process))
+        .set_mounts(Some(mounts))
+        .set_root(Some(
+            RootBuilder::default()
+                .path(guest_path(ROOT_NAME))
+                .readonly(read_only.unwrap_or(false))
+                .build()?,
+        ));
+    let labels = spec.annotations().clone().unwrap_or_default();
+    Ok(Plan {
+        generation: Plan::GENERATION,
+        id: identity.id,
+        name: identity.name,
+        created_at: identity.created_at,
+        hostname,
+        image: None,
+        labels: labels.into_iter().collect(),
+        vm,
+        root: PlannedRoot::Directory(root),
+        exports,
+        spec,
+        init: false,
+        tty,
+        interactive: true,
+        stop_signal: SIGTERM,
+        stop_timeout_s: settings.defaults.stop_timeout_s,
+        held: true,
+        bundle: Some(request.bundle.clone()),
+        auto_remove: false,
+        // Whoever made the bundle reads its output at the source.
+        log_limit_bytes: 0,
+    })
+}
+
+impl BundleRequest {
+    /// The root directory on the host.
+    fn root(&self) -> Result<PathBuf, PlanError> {
+        let root = self.spec.root().as_ref();
+        let root = root.ok_or_else(|| cannot("the bundle", "its specification names no root"))?;
+        Ok(self.bundle.join(root.path()))
+    }
+}
+
+fn process(spec: &Spec) -> Result<Process, PlanError> {
+    let process = spec.process().as_ref();
+    let process =
+        process.ok_or_else(|| cannot("the bundle", "its specification names no process"))?;
+    if process.args().as_ref().is_none_or(Vec::is_empty) {
+        return Err(PlanError::NoCommand);
+    }
+    guest_process(process)
+}
+
+/// A process as the guest can have it.
+pub(crate) fn guest_process(process: &Process) -> Result<Process, PlanError> {
+    let mut process = process.clone();
+    // Windows has names here; to the agent one would be a name to look up.
+    let mut user = process.user().clone();
+    user.set_username(None);
+    let limits = process.rlimits().iter().flatten().map(|limit| {
+        let most = match limit.typ() {
+            PosixRlimitType::RlimitNofile => MOST_DESCRIPTORS,
+            _ => u64::MAX,
+        };
+        PosixRlimitBuilder::default()
+            .typ(limit.typ())
+            .soft(limit.soft().min(most))
+            .hard(limit.hard().min(most))
+            .build()
+    });
+    let limits = limits.collect::<Result<Vec<_>, _>>()?;
+    process
+        .set_user(user)
+        .set_rlimits(Some(limits))
+        .set_apparmor_profile(None)
+        .set_selinux_label(None);
+    Ok(process)
+}
+
+/// The VM's shape: the limits that the host's engine asked for, as a run request has them.
+fn shape(linux: &Linux, facts: &HostFacts) -> RunRequest {
+    let mut request = RunRequest::new(Root::Directory(PathBuf::new()));
+    let resources = linux.resources().as_ref();
+    let limit = resources
+        .and_then(|resources| resources.memory().as_ref()?.limit())
+        .and_then(|limit| u64::try_from(limit).ok())
+        .filter(|&limit| limit > 0);
+    request.memory_bytes = limit.map(|limit| {
+        limit
+            .saturating_add(GUEST_OVERHEAD)
+            .clamp(machine::MIN_MEMORY_BYTES, facts.memory_bytes)
+    });
+    let cpu = resources.and_then(|resources| resources.cpu().as_ref());
+    if let Some(cpu) = cpu
+        && let (Some(quota), Some(period)) = (cpu.quota(), cpu.period())
+        && let (Ok(quota), Ok(period)) = (u32::try_from(quota), u32::try_from(period))
+        && quota > 0
+        && period > 0
+    {
+        let most = f64::from(facts.cpus.max(1));
+        request.cpus = Some((f64::from(quota) / f64::from(period)).clamp(0.01, most));
+    }
+    request
+}
+
+fn linux(asked: &Linux) -> Result<Linux, PlanError> {
+    let mut linux = asked.clone();
+    let has_user = asked
+        .uid_mappings()
+        .as_ref()
+        .is_some_and(|maps| !maps.is_empty());
+    let kinds = NAMESPACES
+        .into_iter()
+        .chain(has_user.then_some(LinuxNamespaceType::User));
+    let namespaces = kinds
+        .map(|kind| LinuxNamespaceBuilder::default().typ(kind).build())
+        .collect::<Result<Vec<_>, _>>()?;
+    let devices = asked.devices().as_deref().unwrap_or_default();
+    if let Some(device) = devices.iter().find(|device| !is_everywhere(device)) {
+        return Err(cannot(
+            format!("device {}", device.path().display()),
+            "a virtual machine has none of the host's devices",
+        ));
+    }
+    let resources = asked.resources().as_ref().map(resources).transpose()?;
+    linux
+        .set_namespaces(Some(namespaces))
+        .set_resources(resources)
+        .set_cgroups_path(None)
+        .set_mount_label(None)
+        .set_rootfs_propagation(None)
+        .set_intel_rdt(None)
+        .set_net_devices(None);
+    Ok(linux)
+}
+
+fn is_everywhere(device: &LinuxDevice) -> bool {
+    let numbers = (device.major(), device.minor());
+    match device.typ() {
+        LinuxDeviceType::C | LinuxDeviceType::U => EVERYWHERE.contains(&numbers),
+        LinuxDeviceType::P => true,
+        LinuxDeviceType::A | LinuxDeviceType::B => false,
+    }
+}
+
+/// What the guest itself limits: the VM's shape and the host's cgroup do the rest.
+fn resources(asked: &LinuxResources) -> Result<LinuxResources, PlanError> {
+    let mut kept = LinuxResourcesBuilder::default();
+    let limit = asked.memory().as_ref().and_then(|memory| memory.limit());
+    if let Some(limit) = limit.filter(|&limit| limit > 0) {
+        kept = kept.memory(LinuxMemoryBuilder::default().limit(limit).build()?);
+    }
+    if let Some(pids) = asked.pids() {
+        kept = kept.pids(*pids);
+    }
+    Ok(kept.build()?)
+}
+
+/// The host's directories behind the mounts, and the mounts as the guest makes them.
+fn mounts(asked: &[Mount], facts: &HostFacts) -> Result<(Vec<Export>, Vec<Mount>), PlanError> {
+    let mut exports = Vec::new();
+    let mut mounts = Vec::new();
+    for mount in asked {
+        if !is_bind(mount) {
+            mounts.push(mount.clone());
+            continue;
+        }
+        let source = mount.source().clone().unwrap_or_default();
+        if let Some(own) = guests_own(mount, &source)? {
+            mounts.push(own);
+            continue;
+        }
+        let name = format!("v{}", exports.len());
+        let (shown, seen) = match facts.files.contains(&source) {
+            true => (
+                ExportSource::File(source.clone()),
+                guest_path(&name).join(FILE_NAME),
+            ),
+            false => (ExportSource::Directory(source), guest_path(&name)),
+        };
+        let mut seen_mount = mount.clone();
+        seen_mount
+            .set_source(Some(seen))
+            .set_typ(Some("bind".to_owned()));
+        mounts.push(seen_mount);
+        exports.push(Export {
+            name,
+            source: shown,
+            read_only: has(mount, "ro"),
+        });
+    }
+    Ok((exports, mounts))
+}
+
+/// The paths of the host that a bundle's bind mounts show.
+pub(crate) fn bind_sources(spec: &Spec) -> Vec<PathBuf> {
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    let binds = mounts.iter().filter(|mount| is_bind(mount));
+    binds
+        .filter_map(|mount| mount.source().clone())
+        .filter(|source| !is_of_kernel(source))
+        .collect()
+}
+
+fn has(mount: &Mount, option: &str) -> bool {
+    let options = mount.options().as_deref().unwrap_or_default();
+    options.iter().any(|given| given == option)
+}
+
+fn is_bind(mount: &Mount) -> bool {
+    mount.typ().as_deref() == Some("bind") || has(mount, "bind") || has(mount, "rbind")
+}
+
+fn is_of_kernel(source: &Path) -> bool {
+    ["/dev", "/proc", "/sys"]
+        .iter()
+        .any(|top| source.starts_with(top))
+}
+
+/// A bind of what belongs to the host's kernel is the same of the guest's kernel, or nothing.
+fn guests_own(mount: &Mount, source: &Path) -> Result<Option<Mount>, PlanError> {
+    let target = mount.destination().clone();
+    let new = |kind: &str, options: &[&str]| {
+        MountBuilder::default()
+            .destination(target.clone())
+            .typ(kind)
+            .source(kind)
+            .options(
+                options
+                    .iter()
+                    .map(|&option| option.to_owned())
+                    .collect::<Vec<_>>(),
+            )
+            .build()
+    };
+    let access = if has(mount, "ro") { "ro" } else { "rw" };
+    let closed = ["nosuid", "noexec", "nodev"];
+    // Engines bind a shm of theirs, which is the host's memory: the guest has its own.
+    if target == Path::new("/dev/shm") {
+        let own = [&closed[..], &["mode=1777", "size=67108864"]].concat();
+        return Ok(Some(new("tmpfs", &own)?));
+    }
+    if !is_of_kernel(source) {
+        return Ok(None);
+    }
+    let own = [&closed[..], &[access]].concat();
+    let whole = match source.to_str() {
+        Some("/proc") => Some("proc"),
+        Some("/sys") => Some("sysfs"),
+        Some("/sys/fs/cgroup") => Some("cgroup"),
+        Some("/dev/mqueue") => Some("mqueue"),
+        _ => None,
+    };
+    if let Some(kind) = whole {
+        return Ok(Some(new(kind, &own)?));
+    }
+    let node = source.strip_prefix("/dev").ok().and_then(Path::to_str);
+    if let Some("null" | "zero" | "full" | "random" | "urandom" | "tty") = node {
+        return Ok(Some(mount.clone()));
+    }
+    Err(cannot(
+        format!("mount {}", target.display()),
+        "its source belongs to the host's kernel, and a virtual machine has its own",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn planned(change: impl FnOnce(&mut Value)) -> Result<Plan, PlanError> {
+        let mut config = json!({
+            "ociVersion": "1.0.2",
+            "root": {"path": "rootfs", "readonly": true},
+            "process": {"args": ["true"], "cwd": "/", "terminal": true,
+                "user": {"uid": 1, "gid": 2, "username": "x"},
+                "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 9, "hard": 1u64 << 40}],
+                "apparmorProfile": "p"},
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/etc/hosts", "type": "bind", "source": "/h/hosts", "options": ["bind", "ro"]},
+                {"destination": "/data", "type": "bind", "source": "/h/data", "options": ["rbind"]},
+                {"destination": "/dev/shm", "type": "bind", "source": "/h/shm", "options": ["bind"]},
+                {"destination": "/sys", "type": "bind", "source": "/sys", "options": ["rbind", "ro"]},
+            ],
+            "linux": {
+                "cgroupsPath": "/x", "devices": [],
+                "namespaces": [{"type": "network", "path": "/run/netns/x"}, {"type": "pid", "path": "/proc/1/ns/pid"}],
+                "resources": {"memory": {"limit": 268_435_456, "swap": 5}, "cpu": {"quota": 150_000, "period": 100_000},
+                    "devices": [{"allow": false}], "pids": {"limit": 99}},
+            },
+        });
+        change(&mut config);
+        let request = BundleRequest {
+            id: "c1".into(),
+            bundle: "/b".into(),
+            spec: serde_json::from_value(config).unwrap(),
+        };
+        let identity = Identity {
+            id: "c1".into(),
+            name: "c1".into(),
+            created_at: Timestamp::UNIX_EPOCH,
+        };
+        let facts = HostFacts {
+            cpus: 4,
+            memory_bytes: 8 << 30,
+            files: vec!["/h/hosts".into()],
+        };
+        let settings = crate::plan::tests::settings();
+        plan(&request, identity, &settings, &facts)
+    }
+
+    #[test]
+    fn a_bundle_becomes_what_its_guest_sees() {
+        let plan = planned(|_| {}).unwrap();
+        assert_eq!(plan.root, PlannedRoot::Directory("/b/rootfs".into()));
+        assert!(plan.held && plan.tty);
+        assert_eq!(plan.vm.memory_bytes, (256 << 20) + GUEST_OVERHEAD);
+        assert_eq!((plan.vm.vcpus, plan.vm.cpu_quota), (2, Some(1.5)));
+        let spec = serde_json::to_value(&plan.spec).unwrap();
+        assert_eq!(
+            spec["root"],
+            json!({"path": "/run/hull/shares/root", "readonly": true})
+        );
+        let sources: Vec<_> = spec["mounts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|m| &m["source"])
+            .collect();
+        assert_eq!(
+            sources,
+            [
+                "proc",
+                "/run/hull/shares/v0/file",
+                "/run/hull/shares/v1",
+                "tmpfs",
+                "sysfs"
+            ]
+        );
+        let exports: Vec<_> = plan
+            .exports
+            .iter()
+            .map(|export| (&export.source, export.read_only))
+            .collect();
+        assert_eq!(
+            exports,
+            [
+                (&ExportSource::File("/h/hosts".into()), true),
+                (&ExportSource::Directory("/h/data".into()), false)
+            ]
+        );
+        let linux = &spec["linux"];
+        assert_eq!(
+            linux["resources"],
+            json!({"memory": {"limit": 268_435_456}, "pids": {"limit": 99}})
+        );
+        assert_eq!(linux["cgroupsPath"], Value::Null);
+        let kinds: Vec<_> = linux["namespaces"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|n| (&n["type"], &n["path"]))
+            .collect();
+        assert!(
+            kinds
+                .iter()
+                .all(|(kind, path)| **kind != "network" && path.is_null()),
+            "{kinds:?}"
+        );
+        let process = &spec["process"];
+        assert_eq!(process["user"], json!({"uid": 1, "gid": 2}));
+        assert_eq!(process["rlimits"][0]["hard"], MOST_DESCRIPTORS);
+        assert_eq!(process["apparmorProfile"], Value::Null);
+    }
+
+    #[test]
+    fn what_a_guest_cannot_have_is_refused_by_name() {
+        let disk = json!([{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}]);
+        let refused = [
+            planned(|config| config["linux"]["devices"] = disk),
+            planned(|config| config["mounts"][2]["source"] = json!("/dev/dri")),
+            planned(|config| config["process"] = Value::Null),
+            planned(|config| config["root"] = Value::Null),
+            planned(|config| config["process"]["args"] = json!([])),
+        ];
+        let words: Vec<_> = refused
+            .into_iter()
+            .map(|plan| plan.unwrap_err().to_string())
+            .collect();
+        assert_eq!(
+            words,
+            [
+                "cannot use device /dev/sda: a virtual machine has none of the host's devices",
+                "cannot use mount /data: its source belongs to the host's kernel, and a virtual machine has its own",
+                "cannot use the bundle: its specification names no process",
+                "cannot use the bundle: its specification names no root",
+                "no command specified",
+            ]
+        );
+    }
+}
