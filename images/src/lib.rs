@@ -23,6 +23,8 @@ mod progress;
 mod reference;
 mod registry;
 mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod unpack;
 
 pub use digest::{Digest, DigestError};

@@ -1,15 +1,12 @@
 //! Requests to one repository of one registry.
 //!
-//! Owns: URLs, credentials and tokens, time limits, and what failures mean. Refuses: keeping
-//! what it fetches. The token exchange is `oci-client`'s. Requests are made here, because its own
-//! read manifests of any size into memory and turn a malformed token into a panic.
+//! Owns: URLs, time limits, and what failures mean. Refuses: keeping what it fetches, and knowing
+//! how to be let in (`tokens`). Requests are made here and not by `oci-client`, which reads
+//! manifests and tokens of any size into memory and turns a malformed token into a panic.
 
 use std::sync::Mutex;
 use std::time::Duration;
 
-use oci_client::client::{ClientConfig, ClientProtocol};
-use oci_client::errors::OciDistributionError;
-use oci_client::secrets::RegistryAuth;
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue, RANGE};
 use reqwest::{Response, StatusCode};
 use serde::Deserialize;
@@ -27,13 +24,12 @@ const MAX_ERROR_BYTES: usize = 64 * 1024;
 
 /// A repository that can be asked for manifests and blobs.
 pub(super) struct Client {
-    http: reqwest::Client,
-    tokens: oci_client::Client,
+    pub(super) http: reqwest::Client,
     reference: Reference,
-    auth: RegistryAuth,
-    scheme: &'static str,
+    pub(super) auth: Auth,
+    pub(super) scheme: &'static str,
     /// What `Authorization` says now.
-    authorization: Mutex<Option<HeaderValue>>,
+    pub(super) authorization: Mutex<Option<HeaderValue>>,
 }
 
 /// A failed request: what to tell people, and whether trying again may help.
@@ -78,16 +74,8 @@ impl Client {
         let http = builder
             .build()
             .map_err(|error| failed(root_cause(&error)))?;
-        let tokens = oci_client::Client::try_from(token_config(plain, loopback))
-            .map_err(|error| failed(error.to_string()))?;
-        let auth = match auth {
-            Auth::FromFiles | Auth::Anonymous => RegistryAuth::Anonymous,
-            Auth::Basic { user, password } => RegistryAuth::Basic(user, password),
-            Auth::Bearer(token) => RegistryAuth::Bearer(token),
-        };
         Ok(Self {
             http,
-            tokens,
             reference: reference.clone(),
             auth,
             scheme: if plain { "http" } else { "https" },
@@ -99,29 +87,8 @@ impl Client {
         self.reference.registry_address()
     }
 
-    /// Gets a token, or a new one.
-    pub(super) async fn authenticate(&self) -> Result<(), Failure> {
-        let operation = oci_client::RegistryOperation::Pull;
-        let token = self
-            .tokens
-            .auth(&self.reference.to_oci(), &self.auth, operation)
-            .await
-            .map_err(|error| self.token_failure(error))?;
-        let text = match (&token, &self.auth) {
-            (Some(token), _) => Some(format!("Bearer {token}")),
-            (None, RegistryAuth::Basic(user, password)) => Some(basic(user, password)),
-            (None, _) => None,
-        };
-        let header = text
-            .map(|text| HeaderValue::from_str(&text))
-            .transpose()
-            .map_err(|_| {
-                self.broken("its token, or the password for it, is malformed".to_owned())
-            })?;
-        if let Ok(mut authorization) = self.authorization.lock() {
-            *authorization = header;
-        }
-        Ok(())
+    pub(super) fn repository(&self) -> &str {
+        self.reference.repository()
     }
 
     /// The bytes of the manifest called `name` (a tag or a digest).
@@ -185,12 +152,12 @@ impl Client {
         let (scheme, registry) = (self.scheme, self.registry());
         format!(
             "{scheme}://{registry}/v2/{}/{kind}/{name}",
-            self.reference.repository()
+            self.repository()
         )
     }
 
     /// A response that says no.
-    async fn refusal(&self, mut response: Response) -> Failure {
+    pub(super) async fn refusal(&self, mut response: Response) -> Failure {
         let status = response.status();
         let mut body = Vec::new();
         while let Ok(Some(chunk)) = response.chunk().await {
@@ -230,9 +197,9 @@ impl Client {
         }
     }
 
-    fn unauthorized(&self, said: &str) -> Failure {
+    pub(super) fn unauthorized(&self, said: &str) -> Failure {
         let hint = match self.auth {
-            RegistryAuth::Anonymous => "; log in first, or the repository does not exist",
+            Auth::Anonymous | Auth::FromFiles => "; log in first, or the repository does not exist",
             _ => "; check the credentials",
         };
         Failure {
@@ -246,7 +213,7 @@ impl Client {
         }
     }
 
-    fn broken(&self, reason: String) -> Failure {
+    pub(super) fn broken(&self, reason: String) -> Failure {
         PullError::Registry {
             registry: self.registry().to_owned(),
             reason,
@@ -291,51 +258,10 @@ impl Client {
             unauthorized: false,
         }
     }
-
-    fn token_failure(&self, error: OciDistributionError) -> Failure {
-        match error {
-            OciDistributionError::RequestError(error) => self.lost(&error),
-            OciDistributionError::AuthenticationFailure(reason) => {
-                let reason = said(reason.as_bytes()).unwrap_or_else(|| "access denied".to_owned());
-                self.unauthorized(&reason)
-            }
-            other => self.broken(other.to_string()),
-        }
-    }
-}
-
-/// Configuration of the client that exchanges tokens.
-fn token_config(plain: bool, loopback: bool) -> ClientConfig {
-    let mut config = ClientConfig {
-        protocol: if plain {
-            ClientProtocol::Http
-        } else {
-            ClientProtocol::Https
-        },
-        connect_timeout: Some(CONNECT_TIMEOUT),
-        read_timeout: Some(READ_TIMEOUT),
-        user_agent: concat!("hull/", env!("CARGO_PKG_VERSION")),
-        ..ClientConfig::default()
-    };
-    if loopback {
-        // A proxy of our own for no host at all keeps the environment's proxy out.
-        config.http_proxy = Some("http://127.0.0.1:9".to_owned());
-        config.no_proxy = Some("*,0.0.0.0/0,::/0".to_owned());
-    }
-    config
-}
-
-fn basic(user: &str, password: &str) -> String {
-    use base64::Engine as _;
-    let pair = format!("{user}:{password}");
-    format!(
-        "Basic {}",
-        base64::engine::general_purpose::STANDARD.encode(pair)
-    )
 }
 
 /// The messages of an error body (distribution-spec "Error Codes"), made harmless for a terminal.
-fn said(body: &[u8]) -> Option<String> {
+pub(super) fn said(body: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Body {
         errors: Vec<Item>,

@@ -79,10 +79,7 @@ fn from_file(path: &Path, reference: &Reference) -> Result<Option<Auth>, PullErr
             Ok(DockerCredential::UsernamePassword(user, password)) => {
                 return Ok(Some(Auth::Basic { user, password }));
             }
-            Ok(DockerCredential::IdentityToken(_)) => {
-                let text = "identity tokens are not supported; log in with a password or a token";
-                return Err(failed(text.to_owned()));
-            }
+            Ok(DockerCredential::IdentityToken(token)) => return Ok(Some(Auth::Identity(token))),
             Err(CredentialRetrievalError::NoCredentialConfigured) => {}
             // The protocol's words for "none": docker-credential-helpers, credentials/error.go.
             Err(CredentialRetrievalError::HelperFailure { stdout, .. })
@@ -155,14 +152,12 @@ mod tests {
         let error = ask(json, "a.example/x").err().unwrap().to_string();
         assert!(error.contains("helper"), "{error}");
         assert!(ask(json, "b.example/x").unwrap().is_none());
+    }
+
+    #[test]
+    fn identity_tokens() {
         let json = r#"{"auths":{"a.example":{"identitytoken":"t"}}}"#;
-        assert!(
-            ask(json, "a.example/x")
-                .err()
-                .unwrap()
-                .to_string()
-                .contains("identity tokens")
-        );
+        assert!(ask(json, "a.example/x").unwrap() == Some(Auth::Identity("t".to_owned())));
     }
 
     #[test]

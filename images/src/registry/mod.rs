@@ -9,6 +9,7 @@ mod credentials;
 mod error;
 mod fetch;
 mod layers;
+mod tokens;
 
 use std::sync::atomic::AtomicBool;
 
@@ -68,6 +69,8 @@ pub enum Auth {
         /// Password.
         password: String,
     },
+    /// An identity token (OAuth2 refresh token), which the token server takes.
+    Identity(String),
     /// A registry token, sent as it is.
     Bearer(String),
 }

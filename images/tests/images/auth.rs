@@ -141,6 +141,57 @@ fn tokens_that_are_never_accepted_end_the_pull() {
 }
 
 #[test]
+fn an_identity_token_is_exchanged() {
+    let content = content();
+    let server = Server::start(move |request| {
+        let host = request.header("host").unwrap_or_default();
+        if request.path == "/token" {
+            let asked = String::from_utf8_lossy(&request.body);
+            for part in [
+                "grant_type=refresh_token",
+                "refresh_token=secret",
+                "scope=repository%3Aa%2Fb%3Apull",
+                "service=s",
+            ] {
+                assert!(asked.split('&').any(|field| field == part), "{asked}");
+            }
+            return Reply::new(200, r#"{"access_token":"t"}"#);
+        }
+        match request.header("authorization") {
+            Some("Bearer t") => content.answer(request),
+            _ => Reply::new(401, "{}").with(
+                "WWW-Authenticate",
+                format!("Bearer realm=\"http://{host}/token\",service=\"s\""),
+            ),
+        }
+    });
+    let options = PullOptions {
+        auth: Auth::Identity("secret".to_owned()),
+        ..PullOptions::default()
+    };
+    Place::new().pull_with(&server, "a/b:1", &options).unwrap();
+}
+
+#[test]
+fn an_endless_token_is_refused() {
+    let server = Server::start(|request| {
+        let host = request.header("host").unwrap_or_default();
+        match request.path.starts_with("/token") {
+            true => Reply {
+                endless: true,
+                ..Reply::new(200, r#"{"token":""#)
+            },
+            false => Reply::new(401, "").with(
+                "WWW-Authenticate",
+                format!("Bearer realm=\"http://{host}/token\""),
+            ),
+        }
+    });
+    let text = message(&Place::new().pull(&server, "a/b:1").unwrap_err());
+    assert!(text.contains("token server sends more than"), "{text}");
+}
+
+#[test]
 fn malformed_tokens_are_errors() {
     for body in [
         r#"{"token":"a\nb"}"#,

@@ -1,6 +1,6 @@
 //! A small HTTP server on loopback whose every answer a test decides.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 pub(crate) struct Request {
     pub(crate) path: String,
     pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Request {
@@ -108,7 +109,15 @@ fn serve(
         };
         headers.push((name.to_lowercase(), value.to_owned()));
     }
-    let request = Request { path, headers };
+    let mut request = Request {
+        path,
+        headers,
+        body: Vec::new(),
+    };
+    if let Some(length) = request.header("content-length") {
+        request.body = vec![0; length.parse().unwrap()];
+        reader.read_exact(&mut request.body)?;
+    }
     seen.lock().unwrap().push(request.clone());
     let reply = answer(&request);
     send(stream, &reply)
