@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
 use hull_sandbox::{CODE_HULL_FAILED, Container, Engine, EngineError, ProcessStream, Root};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use crate::args::RunArgs;
@@ -136,10 +136,7 @@ fn start(
         (result, watching.join().unwrap_or(None))
     });
     match (result, interrupted) {
-        (_, Some(signal)) => {
-            take_away(engine, &id);
-            Ok(Started::Interrupted(signal))
-        }
+        (_, Some(signal)) => Ok(Started::Interrupted(signal)),
         (Ok(Some(stream)), None) => Ok(Started::Running(stream)),
         (Ok(None), None) => Err(EngineError::NotRunning(id).into()),
         (Err(error), None) => Err(error.into()),
@@ -149,40 +146,28 @@ fn start(
 /// Waits until the start is done. A signal that asks us to end takes the container away, which
 /// ends the start; other signals are kept.
 fn watch(engine: &Engine, id: &str, signals: &mut Signals, done: &PipeReader) -> Option<u8> {
-    let mut interrupted = None;
     loop {
-        let mut fds = vec![PollFd::new(done, PollFlags::IN)];
-        if interrupted.is_none() {
-            fds.push(PollFd::new(&*signals, PollFlags::IN));
-        }
-        let again = interrupted.map(|_| TRY_AGAIN);
-        match poll(&mut fds, again.as_ref()) {
+        let mut fds = [
+            PollFd::new(done, PollFlags::IN),
+            PollFd::new(&*signals, PollFlags::IN),
+        ];
+        match poll(&mut fds, None) {
             Err(Errno::INTR) => continue,
-            Err(_) => return interrupted,
-            Ok(_) if !fds[0].revents().is_empty() => return interrupted,
+            Err(_) => return None,
+            Ok(_) if !fds[0].revents().is_empty() => return None,
             Ok(_) => {}
         }
-        if interrupted.is_some() {
-            take_away(engine, id);
-            continue;
-        }
         for signal in signals.take() {
-            match Signals::ends(signal) {
-                true => interrupted = Some(signal),
-                false => signals.keep(signal),
+            if Signals::ends(signal) {
+                take_away(engine, id);
+                return Some(signal);
             }
+            signals.keep(signal);
         }
     }
 }
 
-/// How long a monitor that can't be reached yet is given: its socket is among its first acts.
-const TRY_AGAIN: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 20_000_000,
-};
-
-/// Removes a container whose start is not wanted any more. Until its monitor can be reached this
-/// fails; it is tried again, last when the start is done.
+/// Removes a container whose start is not wanted any more.
 fn take_away(engine: &Engine, id: &str) {
     let _ = engine.find(id).and_then(|container| container.remove(true));
 }

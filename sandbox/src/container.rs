@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use oci_spec::runtime::Process;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::process::{PidfdFlags, pidfd_open};
 use serde_json::{Value, json};
 
 use crate::carry::Stdio;
@@ -31,6 +31,8 @@ use crate::stream::{ProcessStream, StreamError};
 use crate::sys;
 
 const SIGKILL: u8 = 9;
+/// How long whoever starts a container may take before its forced removal gives up.
+const SEIZE: Duration = Duration::from_secs(10);
 
 /// One container of this host.
 #[derive(Debug)]
@@ -407,40 +409,19 @@ impl Container {
     /// [`EngineError::IsRunning`] without `force`.
     pub fn remove(mut self, force: bool) -> Result<(), EngineError> {
         drop(self.claim.take());
-        let lock = match self.claimed()? {
-            Some(lock) => lock,
-            None if force => match self.kill_monitor()? {
-                Some(lock) => lock,
-                None => return Err(EngineError::IsRunning(self.plan.id.clone())),
-            },
+        let lock = match self.store.claim(&self.entry) {
+            Ok(None) if force => self.store.seize(&self.entry, SEIZE).transpose(),
+            claimed => claimed.transpose(),
+        };
+        let lock = match lock {
+            Some(Ok(lock)) => lock,
+            Some(Err(error)) if error.is_missing() => return Ok(()),
+            Some(Err(error)) => return Err(error.into()),
+            None if force => return Err(EngineError::Held(self.plan.id.clone())),
             None => return Err(EngineError::IsRunning(self.plan.id.clone())),
         };
-        let Some(lock) = lock else { return Ok(()) };
         cgroup::remove(self.id());
         Ok(self.store.remove(&self.entry, &lock)?)
-    }
-
-    /// The right to remove it: `None` if it runs, `Some(None)` if it is gone already.
-    fn claimed(&self) -> Result<Option<Option<File>>, EngineError> {
-        match self.store.claim(&self.entry) {
-            Ok(Some(lock)) => Ok(Some(Some(lock))),
-            Ok(None) => Ok(None),
-            Err(error) if error.is_missing() => Ok(Some(None)),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Ends a monitor at once: a VM that is to be removed need not be asked.
-    fn kill_monitor(&self) -> Result<Option<Option<File>>, EngineError> {
-        if let Ok(socket) = self.connect()
-            && let Ok(pid) = rustix::net::sockopt::socket_peercred(&socket)
-            && let Some(monitor) = monitor_of(&socket)
-        {
-            // A monitor that ended by itself in the meantime is as gone.
-            let _ = kill_process(pid.pid, Signal::KILL);
-            gone(&monitor);
-        }
-        self.claimed()
     }
 
     fn connect(&self) -> Result<UnixStream, EngineError> {
@@ -508,11 +489,7 @@ fn died(started_at: Option<Timestamp>) -> ExitRecord {
 /// The process at the other end, held so that its number can't be somebody else's.
 fn monitor_of(socket: &UnixStream) -> Option<OwnedFd> {
     let peer = rustix::net::sockopt::socket_peercred(socket).ok()?;
-    pidfd(peer.pid)
-}
-
-fn pidfd(pid: Pid) -> Option<OwnedFd> {
-    pidfd_open(pid, PidfdFlags::empty()).ok()
+    pidfd_open(peer.pid, PidfdFlags::empty()).ok()
 }
 
 fn gone(monitor: &OwnedFd) {

@@ -35,6 +35,9 @@ pub enum EngineError {
     /// The operation needs a container that doesn't run.
     #[error("container {0} is running: stop it before, or force its removal")]
     IsRunning(String),
+    /// Somebody starts or removes it, and doesn't come to an end.
+    #[error("container {0} is held by another process that starts or removes it")]
+    Held(String),
     /// The monitor could not be spoken to.
     #[error("cannot {action} container {id}")]
     Monitor {

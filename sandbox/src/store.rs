@@ -3,7 +3,7 @@
 //! ```text
 //! STATE/containers/            its own flock guards every change of names and membership
 //!   ID/plan.json               written once
-//!   ID/lock                    flocked by the monitor: held = it lives
+//!   ID/lock                    flocked by the monitor: held = it lives; its text is its pid
 //!   ID/state.json exit.json    written by the monitor alone
 //!   .ID.new .ID.gone           half made, half removed: anybody may clear them under the lock
 //! STATE/names/NAME             symlink to ID
@@ -13,6 +13,7 @@
 //! Owns that layout. Refuses to judge what a container does.
 
 mod files;
+pub(crate) mod lock;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -29,6 +31,7 @@ use crate::settings::Settings;
 use crate::state::{ExitRecord, Running};
 
 use files::{directory_names, make_directory, private_file, read, remove_tree, write_atomically};
+use lock::try_lock;
 
 const PLAN: &str = "plan.json";
 const LOCK: &str = "lock";
@@ -215,7 +218,38 @@ impl Store {
     /// If the disk refuses. `None` is somebody else's having it.
     pub fn claim(&self, entry: &Entry) -> Result<Option<File>, StoreError> {
         let _guard = self.guard()?;
-        try_lock(&entry.directory.join(LOCK))
+        let path = entry.directory.join(LOCK);
+        let lock = try_lock(&path)?;
+        if let Some(lock) = &lock {
+            lock::forget_holder(lock, &path)?;
+        }
+        Ok(lock)
+    }
+
+    /// Takes that right from whoever has it: a monitor is killed, one that is about to be started
+    /// is waited for and killed, and whoever has the lock for another purpose is waited for.
+    ///
+    /// # Errors
+    /// If the disk refuses, or the container is gone. `None`: `limit` is over.
+    pub(crate) fn seize(&self, entry: &Entry, limit: Duration) -> Result<Option<File>, StoreError> {
+        let deadline = Instant::now() + limit;
+        let path = entry.directory.join(LOCK);
+        let mut wait = Some(lock::Wait::of(&path)?);
+        while let Some(waiting) = wait.take() {
+            lock::kill_holder(&path)?;
+            let seen = waiting.next(deadline).map_err(disk("wait for", &path))?;
+            match seen {
+                (lock::Seen::Had(lock), _) if path.exists() => {
+                    lock::forget_holder(&lock, &path)?;
+                    return Ok(Some(lock));
+                }
+                (lock::Seen::Had(_), _) => {
+                    return Err(StoreError::NotFound(entry.id().to_owned()));
+                }
+                (_, more) => wait = more,
+            }
+        }
+        Ok(None)
     }
 
     /// Whether a container's monitor (or who starts it) lives.
@@ -360,15 +394,6 @@ impl StoreError {
             Self::Disk { source, .. } => source.kind() == io::ErrorKind::NotFound,
             _ => false,
         }
-    }
-}
-
-fn try_lock(path: &Path) -> Result<Option<File>, StoreError> {
-    let lock = File::open(path).map_err(disk("open", path))?;
-    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(lock)),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-        Err(error) => Err(disk("lock", path)(error.into())),
     }
 }
 

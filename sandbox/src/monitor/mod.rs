@@ -43,7 +43,7 @@ use crate::logs::LogWriter;
 use crate::plan::Plan;
 use crate::rootfs;
 use crate::state::{ExitRecord, Phase, Running};
-use crate::store::{Entry, Store};
+use crate::store::{Entry, Store, lock};
 use crate::sys;
 
 use boot::BootError;
@@ -124,6 +124,8 @@ impl Monitor {
     fn run(mut self) -> ExitCode {
         // Files that the guest makes have the modes that the guest gives them.
         rustix::process::umask(Mode::empty());
+        // Unsigned, it can't be removed by force; that is no reason not to run.
+        let _ = lock::sign(&self.lock);
         raise_descriptor_limit();
         let plan = match self.entry.plan() {
             Ok(plan) => plan,

@@ -1,5 +1,7 @@
 //! The store's promises: names are unique, prefixes find, locks tell, remains are cleared.
 
+use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
 use std::thread;
 
 use super::*;
@@ -107,6 +109,36 @@ fn the_lock_tells_who_lives_however_often_it_is_asked() {
     assert!(store.claim(&entry).unwrap().is_none());
     drop(lock);
     assert!(!store.is_alive(&entry).unwrap());
+}
+
+#[test]
+fn a_lock_is_seized_once_its_holder_is_known_or_lets_go() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, settings) = store(directory.path());
+    let entry = create(&store, &settings, None).unwrap();
+    let none = store.claim(&entry).unwrap().unwrap();
+    let patience = Duration::from_millis(20);
+    assert!(store.seize(&entry, patience).unwrap().is_none());
+    // Somebody is about to start it: whom to kill is known only then.
+    let long = Duration::from_secs(60);
+    let mut monitor = {
+        let mut command = std::process::Command::new("sleep");
+        command.arg("999").stdin(none.try_clone().unwrap());
+        command.spawn().unwrap()
+    };
+    let seized = thread::scope(|scope| {
+        let seizing = scope.spawn(|| store.seize(&entry, long).unwrap().unwrap());
+        writeln!(&none, "{}", monitor.id()).unwrap();
+        let ended = monitor.wait().unwrap();
+        assert_eq!(ended.signal(), Some(9));
+        // The other holder has not signed, and is waited for.
+        drop((monitor, none));
+        seizing.join().unwrap()
+    });
+    assert!(store.is_alive(&entry).unwrap());
+    assert_eq!(fs::read(entry.directory().join("lock")).unwrap(), b"");
+    store.remove(&entry, &seized).unwrap();
+    assert!(store.seize(&entry, long).unwrap_err().is_missing());
 }
 
 #[test]
