@@ -5,6 +5,7 @@
 mod bench;
 mod check;
 mod demo;
+mod fuzz;
 mod host;
 mod install;
 mod kernel;
@@ -40,6 +41,7 @@ enum Task {
     },
     Host(host::Arguments),
     Bench(bench::Arguments),
+    Fuzz(fuzz::Arguments),
     /// Build Hull and copy it to a prefix.
     Install {
         /// Where to.
@@ -62,6 +64,7 @@ fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Host(arguments) => return host::run(arguments),
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Check => check::run(),
         Task::Test { suites } => test::run(&suites),
         Task::Demo => demo::run(),

@@ -15,6 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("hull-sandbox", &["hull-proto", "hull-vmm", "hull-images"]),
     ("hull", &["hull-sandbox", "hull-images", "hull-proto"]),
     ("hull-tests", &["hull-sandbox", "hull-images", "hull-proto"]),
+    ("hull-fuzz", &["hull-proto", "hull-vmm", "hull-images"]),
     ("xtask", &["hull-tests"]),
 ];
 
@@ -52,7 +53,7 @@ const AGENT_CRATES: usize = 40;
 /// Crates that stand in the lock file in more than one version, each because two of our
 /// dependencies disagree. Anything else that doubles is a defect to mend here.
 const DOUBLED: &[&str] = &[
-    "base64",    // docker_credential and oci-client, and reqwest
+    "base64",    // docker_credential, and reqwest
     "bitflags",  // fuse-backend-rs is a major version behind everybody
     "getrandom", // ring, and tempfile with proptest
     "mio",       // fuse-backend-rs, and tokio

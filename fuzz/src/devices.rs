@@ -1,0 +1,158 @@
+//! Rings and devices, against a driver that does as the input says.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::symlink;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+
+use hull_vmm::bus::Sink;
+use hull_vmm::spec::FsSpec;
+use hull_vmm::testing::{Bench, FakeIrq, GuestQueue, Part, guest_ram};
+use hull_vmm::virtio::block::Block;
+use hull_vmm::virtio::console::Console;
+use hull_vmm::virtio::fs::{CachePolicy, Fs, FsExport, FsLimits};
+use hull_vmm::virtio::vsock::Vsock;
+use vm_memory::{Bytes as _, GuestAddress};
+
+use crate::guest::{Input, play};
+
+/// A ring that is nothing but the input's bytes: descriptors, available ring, indirect tables.
+pub(crate) fn queue(data: &[u8]) {
+    const BASE: u64 = 0x1000;
+    let memory = guest_ram(1 << 20);
+    let size = 1 << (data.first().unwrap_or(&0) % 6);
+    let guest = GuestQueue::new(&memory, BASE, size, 0x8000);
+    let most = data.len().min(0x4000);
+    memory
+        .write_slice(&data[..most], GuestAddress(BASE))
+        .unwrap();
+    let mut queue = guest.device_side(0, &Arc::new(FakeIrq::default()));
+    for _ in 0..2 * size {
+        let Ok(Some(chain)) = queue.pop() else { break };
+        assert!(chain.head() < size);
+        let length = chain.readable_len() as usize;
+        let mut bytes = vec![0; length.min(1 << 16)];
+        let _ = chain.read_at(0, &mut bytes);
+        let _ = chain.read_at(length / 2, &mut bytes);
+        let _ = chain.write_at(0, &bytes);
+        let _ = chain.readable_spans(0, length);
+        let _ = chain.writable_spans(0, chain.writable_len() as usize);
+        let _ = queue.complete(&chain, 1);
+    }
+    let _ = queue.enable_kicks();
+}
+
+pub(crate) fn block(data: &[u8]) {
+    let mut input = Input(data);
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(64 << 10).unwrap();
+    let device = Block::new(file, input.byte() & 1 != 0, "scratch").unwrap();
+    play(&mut Bench::new(device), input, |_| true);
+}
+
+pub(crate) fn console(data: &[u8]) {
+    let sink: Sink = Arc::new(Mutex::new(Box::new(std::io::sink())));
+    let (typed, mut keyboard) = std::os::unix::net::UnixStream::pair().unwrap();
+    let mut input = Input(data);
+    let keys = usize::from(input.byte());
+    keyboard.write_all(input.bytes(keys)).unwrap();
+    let device = Console::new(sink, Some(typed.into()));
+    play(&mut Bench::new(device), input, |_| true);
+}
+
+pub(crate) fn vsock(data: &[u8]) {
+    const PORT: u32 = 1024;
+    let (sender, accepted) = channel();
+    let device = Vsock::new(3, BTreeMap::from([(PORT, sender)])).unwrap();
+    let connector = device.connector();
+    let mut input = Input(data);
+    let asked = (0..input.byte() % 3).filter_map(|_| connector.connect(1025).ok());
+    let asked: Vec<_> = asked.collect();
+    let mut bench = Bench::new(device);
+    let half = input.bytes(data.len() / 2);
+    play(&mut bench, Input(half), |_| true);
+    // The host's ends say something, too, and then go.
+    let mut ends: Vec<_> = accepted.try_iter().chain(asked).collect();
+    for end in &mut ends {
+        end.set_nonblocking(true).unwrap();
+        let _ = end.write(b"from the host");
+        let _ = end.read(&mut [0; 64]);
+    }
+    ends.truncate(1);
+    play(&mut bench, input, |_| true);
+}
+
+pub(crate) fn fs(data: &[u8]) {
+    /// `FUSE_SYNCFS`: its effect is on the whole machine.
+    const SYNCFS: [u8; 4] = 50u32.to_le_bytes();
+    let mut input = Input(data);
+    let host = tempfile::tempdir().unwrap();
+    let (share, outside) = (host.path().join("share"), host.path().join("outside"));
+    fs::create_dir_all(share.join("d/e")).unwrap();
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("secret"), "secret").unwrap();
+    fs::write(share.join("a"), "some bytes").unwrap();
+    symlink("../outside/secret", share.join("l")).unwrap();
+    symlink(&outside, share.join("d/o")).unwrap();
+    let choice = input.byte();
+    let cache = match choice & 1 {
+        0 => CachePolicy::Auto,
+        _ => CachePolicy::Always,
+    };
+    let export = FsExport::open("root", &share, choice & 2 != 0, cache).unwrap();
+    let spec = FsSpec {
+        tag: "hull".to_owned(),
+        dax_window_bytes: 0,
+    };
+    let limits = FsLimits {
+        inodes: 64,
+        handles: 32,
+    };
+    let mut bench = Bench::new(Fs::new(&spec, vec![export], limits).unwrap());
+    init(&mut bench);
+    play(&mut bench, input, |parts| {
+        let request = parts.iter().flat_map(|part| match part {
+            Part::Read(bytes) => &bytes[..],
+            Part::Write(_) => &[],
+        });
+        let request: Vec<u8> = request.copied().take(8).collect();
+        request.get(4..8).is_none_or(|opcode| opcode != SYNCFS)
+    });
+    drop(bench);
+    // Whatever was asked: nothing outside the share was touched.
+    assert_eq!(fs::read(outside.join("secret")).unwrap(), b"secret");
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
+}
+
+/// Mounts, so that an input need not find out how.
+fn init(bench: &mut Bench<Fs>) {
+    const INIT: u32 = 26;
+    // `struct fuse_in_header`, `struct fuse_init_in` of version 7.38.
+    let words = [
+        104,
+        INIT,
+        1,
+        0,
+        1,
+        0,
+        0,
+        0,
+        0,
+        0,
+        7,
+        38,
+        0x2_0000,
+        0x73ff_fffb,
+    ];
+    let mut request: Vec<u8> = words
+        .iter()
+        .flat_map(|word: &u32| word.to_le_bytes())
+        .collect();
+    request.resize(104, 0);
+    let last = bench.guest.len() - 1;
+    bench.guest[last].add(&[Part::Read(request), Part::Write(256)]);
+    let _ = bench.kick(last);
+    let _ = bench.guest[last].pop_used();
+}
