@@ -10,7 +10,8 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use hull_tests::host::{Host, Options, Output};
+use hull_tests::host::{Host, Options};
+use hull_tests::process::Output;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 const SIGINT: u8 = 2;

@@ -13,8 +13,10 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use hull_tests::host::packages;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::report;
 use crate::stage::workspace;
 
 /// Debian's package of the kernel series that Hull's guest runs.
@@ -93,7 +95,7 @@ fn build(variant: &Variant) -> Result<PathBuf> {
         None if vmlinux.is_file() && built_from.ends_with(&configuration) => return Ok(vmlinux),
         None => refreshed_candidate()?,
     };
-    install_tools()?;
+    packages::ensure(TOOLS, &report("kernel"))?;
     let key = format!("{PACKAGE} {version}\n{}{configuration}", compiler()?);
     if vmlinux.is_file() && built_from == key {
         return Ok(vmlinux);
@@ -146,26 +148,6 @@ fn refreshed_candidate() -> Result<String> {
     eprintln!("kernel: apt knows no {PACKAGE} yet: apt-get update");
     succeed(Command::new("apt-get").args(["-q", "update"]))?;
     candidate()?.with_context(|| format!("the configured archives offer no {PACKAGE}"))
-}
-
-fn install_tools() -> Result<()> {
-    let missing: Vec<&str> = TOOLS
-        .iter()
-        .filter(|(file, _)| !Path::new(file).exists())
-        .map(|(_, package)| *package)
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    eprintln!(
-        "kernel: installing what its build needs: {}",
-        missing.join(" ")
-    );
-    let mut apt = Command::new("apt-get");
-    apt.args(["install", "-qq", "-y", "--no-install-recommends"])
-        .args(&missing);
-    succeed(apt.env("DEBIAN_FRONTEND", "noninteractive"))
-        .context("cannot install the build's tools (as root?)")
 }
 
 fn compiler() -> Result<String> {

@@ -18,6 +18,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::Host;
 use super::wire::{self, Message, Open};
+use crate::process::Output;
 
 /// How long a command may take if its caller doesn't say.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -30,31 +31,6 @@ pub struct Command<'a> {
     open: Open,
     stdin: Vec<u8>,
     deadline: Duration,
-}
-
-/// What a command left.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Output {
-    /// Its own exit code, or 128 + the signal that ended it.
-    pub code: i32,
-    /// All it wrote to stdout (or to its terminal).
-    pub stdout: Vec<u8>,
-    /// All it wrote to stderr.
-    pub stderr: Vec<u8>,
-}
-
-impl Output {
-    /// Stdout as text.
-    #[must_use]
-    pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.stdout).into_owned()
-    }
-
-    /// Stderr as text.
-    #[must_use]
-    pub fn errors(&self) -> String {
-        String::from_utf8_lossy(&self.stderr).into_owned()
-    }
 }
 
 impl<'a> Command<'a> {

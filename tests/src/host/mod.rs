@@ -35,7 +35,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-pub use command::{Command, Output, Running};
+pub use command::{Command, Running};
 pub use report::Report;
 
 use machine::{Lease, Plan};
