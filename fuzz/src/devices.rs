@@ -8,12 +8,15 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 
 use hull_vmm::bus::Sink;
+use hull_vmm::outcome::Outcome;
 use hull_vmm::spec::FsSpec;
 use hull_vmm::testing::{Bench, FakeIrq, GuestQueue, Part, guest_ram};
 use hull_vmm::virtio::block::Block;
 use hull_vmm::virtio::console::Console;
 use hull_vmm::virtio::fs::{CachePolicy, Fs, FsExport, FsLimits};
+use hull_vmm::virtio::transport::{Board, Slot};
 use hull_vmm::virtio::vsock::Vsock;
+use hull_vmm::virtio::worker::Poller;
 use vm_memory::{Bytes as _, GuestAddress};
 
 use crate::guest::{Input, play};
@@ -42,6 +45,35 @@ pub(crate) fn queue(data: &[u8]) {
         let _ = queue.complete(&chain, 1);
     }
     let _ = queue.enable_kicks();
+}
+
+/// A disk behind its registers, in RAM that begins with the input's second half.
+pub(crate) fn registers(data: &[u8]) {
+    let (script, ram) = data.split_at(data.len() / 2);
+    let memory = guest_ram(1 << 20);
+    memory.write_slice(ram, GuestAddress(0)).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(64 << 10).unwrap();
+    let device = Block::new(file, false, "scratch").unwrap();
+    let outcome = Arc::new(Outcome::new().unwrap());
+    let board = Board { memory, outcome };
+    let poller = Poller::new().unwrap();
+    let slot = Slot::new(0, Box::new(device), &board, &poller).unwrap();
+    let mut input = Input(script);
+    while !input.is_empty() {
+        let offset = u64::from(input.byte()) * 4 + u64::from(input.byte() == 0xff);
+        match input.byte() {
+            0..=15 => slot.read(offset, &mut [0; 4]),
+            16..=31 => slot.read(offset, &mut [0; 8]),
+            32..=63 => slot.on_kick(0),
+            64..=79 => slot.on_events(),
+            80..=95 => slot.write(offset, input.bytes(3)),
+            _ => slot.write(offset, &input.word().to_le_bytes()),
+        }
+    }
+    if let Ok(state) = slot.save() {
+        let _ = slot.restore(state);
+    }
 }
 
 pub(crate) fn block(data: &[u8]) {

@@ -30,6 +30,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("control", words::control),
     ("spec", words::spec),
     ("queue", devices::queue),
+    ("registers", devices::registers),
     ("block", devices::block),
     ("console", devices::console),
     ("vsock", devices::vsock),
