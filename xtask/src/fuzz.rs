@@ -84,6 +84,7 @@ fn one(program: &Path, seeds: &Path, name: &str, seconds: u32) -> Result<bool> {
             "-rss_limit_mb=1024",
             "-print_final_stats=1",
             "-verbosity=0",
+            "-len_control=10",
         ])
         .arg(&found)
         .arg(seeds.join(name))
