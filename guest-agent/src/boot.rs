@@ -105,6 +105,7 @@ pub(crate) fn furnish(mute: bool) -> Result<(), Fault> {
     if mute {
         find_voice();
     }
+    end_thrashing();
     sys::loopback_up().or_internal(|| "cannot bring up the loopback interface")?;
     let files = Rlimit {
         current: Some(1_048_576),
@@ -112,6 +113,15 @@ pub(crate) fn furnish(mute: bool) -> Result<(), Fault> {
     };
     rustix::process::setrlimit(Resource::Nofile, files)
         .or_internal(|| "cannot raise the limit of open files")
+}
+
+/// Has the kernel kill a process once it can't keep what was used within the last second (kernel
+/// documentation, admin-guide/mm/multigen_lru, "Thrashing prevention"). Without it a guest out of
+/// memory drops and re-reads its programs for minutes first.
+fn end_thrashing() {
+    if let Err(error) = fs::write("/sys/kernel/mm/lru_gen/min_ttl_ms", "1000") {
+        crate::log::say(format_args!("no end to thrashing: {error}"));
+    }
 }
 
 /// Opens the console for what the agent has to say, or nothing if there is none.
