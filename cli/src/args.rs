@@ -60,6 +60,9 @@ pub(crate) enum Command {
     /// Manage images
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Manage templates, the booted guests that starts are copied from
+    #[command(subcommand)]
+    Template(TemplateCommand),
     /// Check whether this host can run containers, and say how to mend what is missing
     Doctor(DoctorArgs),
     /// Show Hull's version
@@ -67,6 +70,51 @@ pub(crate) enum Command {
     /// Hold a detached command's stream, given as stdin
     #[command(name = crate::exec::HOLD, hide = true)]
     HoldStream,
+}
+
+/// `hull template`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TemplateCommand {
+    /// List templates
+    #[command(visible_alias = "list")]
+    Ls(TemplateLsArgs),
+    /// Make the template of a shape anew
+    Build(TemplateBuildArgs),
+    /// Remove one or more templates
+    Rm(TemplateRmArgs),
+}
+
+/// `hull template ls`.
+#[derive(Debug, Args)]
+pub(crate) struct TemplateLsArgs {
+    /// Only display template IDs
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Format output: 'table', 'table TEMPLATE', 'json' or a template such as '{{.ID}}'
+    #[arg(long)]
+    pub(crate) format: Option<String>,
+}
+
+/// `hull template build`.
+#[derive(Debug, Args)]
+pub(crate) struct TemplateBuildArgs {
+    /// Number of CPUs
+    #[arg(long, value_name = "DECIMAL", value_parser = parse::cpus)]
+    pub(crate) cpus: Option<f64>,
+    /// Memory (b, k, m, g)
+    #[arg(short, long, value_name = "BYTES", value_parser = parse::memory)]
+    pub(crate) memory: Option<u64>,
+}
+
+/// `hull template rm`.
+#[derive(Debug, Args)]
+pub(crate) struct TemplateRmArgs {
+    /// Remove all templates
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// Template IDs
+    #[arg(required_unless_present = "all", value_name = "TEMPLATE")]
+    pub(crate) names: Vec<String>,
 }
 
 /// Several containers.

@@ -23,6 +23,7 @@ mod relay;
 mod request;
 mod run;
 mod signals;
+mod templates;
 mod terminal;
 
 use std::io::{Write, stderr};
@@ -86,6 +87,7 @@ fn dispatch(command: Command) -> anyhow::Result<u8> {
         Command::Images(args) => images::list(&engine, &args),
         Command::Rmi(args) => images::remove(&engine, &args),
         Command::Image(ImageCommand::Prune(args)) => images::prune(&engine, &args),
+        Command::Template(command) => templates::template(&engine, &command),
         Command::Doctor(args) => doctor::doctor(&engine, &args),
         Command::Version => version(),
         Command::HoldStream => exec::hold(),

@@ -54,6 +54,7 @@ pub(crate) fn run_request(args: &RunArgs, env: Vec<Variable>, root: Root) -> Run
     request.stop_timeout_s = args.stop_timeout;
     request.auto_remove = args.rm;
     request.labels = args.label.iter().cloned().collect();
+    request.no_template = args.no_template;
     request.debug = args.debug;
     request
 }

@@ -54,6 +54,7 @@ fn create(engine: &Engine, args: &RunArgs, given: Given) -> anyhow::Result<Conta
 
 fn start_detached(mut container: Container) -> anyhow::Result<u8> {
     container.start(false)?;
+    tell_notice(&container);
     writeln!(stdout(), "{}", container.id())?;
     Ok(0)
 }
@@ -137,9 +138,20 @@ fn start(
     });
     match (result, interrupted) {
         (_, Some(signal)) => Ok(Started::Interrupted(signal)),
-        (Ok(Some(stream)), None) => Ok(Started::Running(stream)),
+        (Ok(Some(stream)), None) => {
+            tell_notice(container);
+            Ok(Started::Running(stream))
+        }
         (Ok(None), None) => Err(EngineError::NotRunning(id).into()),
         (Err(error), None) => Err(error.into()),
+    }
+}
+
+/// What the start had to do without.
+fn tell_notice(container: &Container) {
+    if let Some(notice) = container.notice() {
+        // Nothing more can be done about a stderr that doesn't work.
+        let _ = writeln!(io::stderr(), "hull: {notice}");
     }
 }
 

@@ -104,6 +104,7 @@ impl Control {
     fn answer(&mut self, request: &Request) -> Wish {
         let (done, wish) = match request {
             Request::Setup(setup) => (self.set_up(setup), Wish::GoOn),
+            Request::Settle => (self.flaw.clone().map_or(Ok(()), Err), Wish::GoOn),
             Request::Ping => (Ok(()), Wish::GoOn),
             Request::Shutdown => {
                 self.end_processes();

@@ -17,7 +17,8 @@ const TAIL: usize = 4 * 1024;
 /// Takes what the guest's console says.
 #[derive(Debug)]
 pub(crate) struct BootLog {
-    file: Rotated,
+    /// None for a guest that is nobody's.
+    file: Option<Rotated>,
     tail: Tail,
 }
 
@@ -29,9 +30,17 @@ impl BootLog {
     /// Opens the log at `path`, behind what an earlier boot said.
     pub(crate) fn open(path: PathBuf) -> io::Result<Self> {
         Ok(Self {
-            file: Rotated::open(path, LIMIT)?,
+            file: Some(Rotated::open(path, LIMIT)?),
             tail: Tail::default(),
         })
+    }
+
+    /// Keeps nothing but the last bytes.
+    pub(crate) fn unkept() -> Self {
+        Self {
+            file: None,
+            tail: Tail::default(),
+        }
     }
 
     /// What to ask later for the last lines.
@@ -43,8 +52,10 @@ impl BootLog {
 impl Write for BootLog {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.tail.push(bytes);
-        // A full disk must not stop the guest; its last lines are in memory.
-        let _ = self.file.append(bytes);
+        if let Some(file) = &mut self.file {
+            // A full disk must not stop the guest; its last lines are in memory.
+            let _ = file.append(bytes);
+        }
         Ok(bytes.len())
     }
 

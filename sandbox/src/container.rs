@@ -43,6 +43,7 @@ pub struct Container {
     monitor: PathBuf,
     /// The right to run it, from its making to its start.
     claim: Option<File>,
+    notice: Option<String>,
 }
 
 impl Container {
@@ -53,6 +54,7 @@ impl Container {
             store,
             monitor,
             claim: None,
+            notice: None,
         }
     }
 
@@ -144,7 +146,8 @@ impl Container {
         if started.is_err() {
             self.clear_abandoned();
         }
-        started
+        self.notice = started?;
+        Ok(())
     }
 
     fn unstarted(&self, source: io::Error) -> EngineError {
@@ -179,6 +182,12 @@ impl Container {
     pub fn resume(&self) -> Result<(), EngineError> {
         let socket = self.connect()?;
         self.ask("resume", &socket, Request::Resume).map(drop)
+    }
+
+    /// What its start had to do without, if it went well regardless: a sentence for a person.
+    #[must_use]
+    pub fn notice(&self) -> Option<&str> {
+        self.notice.as_deref()
     }
 
     /// Removes what a monitor that was killed should have removed.

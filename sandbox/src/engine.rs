@@ -10,12 +10,13 @@ use jiff::Timestamp;
 use crate::container::Container;
 use crate::control::ControlError;
 use crate::exit::CODE_HULL_FAILED;
-use crate::launch::StartFailure;
+use crate::launch::{self, StartFailure};
 use crate::plan::{self, HostFacts, Identity, PlanError};
-use crate::request::{BundleRequest, RunRequest, VolumeSource};
+use crate::request::{BundleRequest, Root, RunRequest, VolumeSource};
 use crate::settings::Settings;
 use crate::store::{Entry, Store, StoreError};
 use crate::stream::StreamError;
+use crate::template::{TemplateError, Templates};
 
 /// Something that could not be done for a face.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +57,9 @@ pub enum EngineError {
         /// Why not.
         source: io::Error,
     },
+    /// A template can't be had.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
     /// The stream to a process broke.
     #[error(transparent)]
     Stream(#[from] StreamError),
@@ -206,6 +210,33 @@ impl Engine {
         let before = self.store.list()?.len();
         let after = self.list()?.len();
         Ok(cleared + before.saturating_sub(after))
+    }
+
+    /// The templates of this state.
+    #[must_use]
+    pub fn templates(&self) -> Templates {
+        Templates::new(&self.settings)
+    }
+
+    /// Makes the template of VMs with this many processors and this much memory (the settings'
+    /// defaults when absent) anew; returns its name.
+    ///
+    /// # Errors
+    /// If no such VM can be had, or its guest doesn't come up.
+    pub fn build_template(
+        &self,
+        cpus: Option<f64>,
+        memory_bytes: Option<u64>,
+    ) -> Result<String, EngineError> {
+        let mut request = RunRequest::new(Root::Directory("/".into()));
+        (request.cpus, request.memory_bytes) = (cpus, memory_bytes);
+        let vm = plan::machine(&request, &self.settings, &facts(&request)?)?;
+        let monitor = &self.settings.assets.monitor;
+        let built = launch::build_template(monitor, &vm).map_err(|source| EngineError::Host {
+            action: format!("start the monitor \"{}\"", monitor.display()),
+            source,
+        })?;
+        Ok(built.map_err(TemplateError::Make)?)
     }
 
     fn container(&self, entry: Entry, plan: plan::Plan) -> Container {

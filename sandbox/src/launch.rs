@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::carry::Stdio;
 use crate::exit::FailureClass;
+use crate::plan::PlannedVm;
 use crate::store::Entry;
 use crate::sys;
 
@@ -30,6 +31,9 @@ const ATTACHED: &str = "attached";
 const CARRYING: &str = "carrying";
 /// When they are so and a terminal.
 const CARRYING_TERMINAL: &str = "carrying-terminal";
+
+/// What a monitor is told that holds no container, but makes a template.
+pub(crate) const BUILD_TEMPLATE: &str = "build-template";
 
 /// Longest word of a monitor's on its readiness pipe, in bytes.
 const MAX_READINESS: u64 = 256 * 1024;
@@ -51,7 +55,10 @@ pub struct StartFailure {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Readiness {
     /// The first process runs.
-    Started,
+    Started {
+        /// What its start should have had and had not.
+        notice: Option<String>,
+    },
     /// It never will.
     Failed(StartFailure),
 }
@@ -168,15 +175,35 @@ pub(crate) fn launch(
     })
 }
 
+/// Has a monitor make the template of a VM; returns the template's name.
+pub(crate) fn build_template(monitor: &Path, vm: &PlannedVm) -> io::Result<Result<String, String>> {
+    let mut child = Command::new(monitor)
+        .arg(BUILD_TEMPLATE)
+        .current_dir("/")
+        .env_clear()
+        .stdin(process::Stdio::piped())
+        .stdout(process::Stdio::piped())
+        .stderr(process::Stdio::piped())
+        .spawn()?;
+    let described = child.stdin.take().map(|to| serde_json::to_writer(to, vm));
+    let done = child.wait_with_output()?;
+    described.transpose()?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    Ok(match done.status.success() {
+        true => Ok(text(&done.stdout)),
+        false => Err(text(&done.stderr)),
+    })
+}
+
 impl Launched {
-    /// Waits for the monitor's word.
-    pub(crate) fn readiness(mut self) -> Result<(), StartFailure> {
+    /// Waits for the monitor's word; returns what it has to say of a start that went well.
+    pub(crate) fn readiness(mut self) -> Result<Option<String>, StartFailure> {
         let mut line = Vec::new();
         let read = (&mut self.readiness)
             .take(MAX_READINESS)
             .read_to_end(&mut line);
         match read.map(|_| serde_json::from_slice(&line)) {
-            Ok(Ok(Readiness::Started)) => Ok(()),
+            Ok(Ok(Readiness::Started { notice })) => Ok(notice),
             Ok(Ok(Readiness::Failed(failure))) => {
                 // It has said its last word and is about to exit.
                 let _ = self.child.wait();

@@ -32,6 +32,7 @@ mod state;
 mod store;
 mod stream;
 mod sys;
+mod template;
 
 pub use carry::{Changes, Stdio, carry};
 pub use container::Container;
@@ -51,3 +52,4 @@ pub use signal::{SignalError, parse_signal, signal_name};
 pub use state::{ExitRecord, Phase, Running, Status};
 pub use store::{Entry, Store, StoreError};
 pub use stream::{ProcessStream, StreamError, StreamReceiver, StreamSender};
+pub use template::{TemplateError, TemplateInfo, Templates};

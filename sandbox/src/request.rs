@@ -67,6 +67,8 @@ pub struct RunRequest {
     pub auto_remove: bool,
     /// Labels, over the image's.
     pub labels: BTreeMap<String, String>,
+    /// Boots, whatever templates there are.
+    pub no_template: bool,
     /// Boots the kernel made for debugging, with a serial console and a talkative log.
     pub debug: bool,
 }
@@ -104,6 +106,7 @@ impl RunRequest {
             stop_timeout_s: None,
             auto_remove: false,
             labels: BTreeMap::new(),
+            no_template: false,
             debug: false,
         }
     }

@@ -97,6 +97,20 @@ pub(crate) fn assemble(entry: &Entry, plan: &Plan) -> Result<Vec<SharedDirectory
     Ok(shares)
 }
 
+/// The same directories once more.
+pub(crate) fn again(shares: &[SharedDirectory]) -> Result<Vec<SharedDirectory>, RootfsError> {
+    let again = |share: &SharedDirectory| {
+        let directory = share.directory.try_clone();
+        Ok(SharedDirectory {
+            name: share.name.clone(),
+            directory: directory.map_err(at("open", Path::new(&share.name)))?,
+            read_only: share.read_only,
+            exclusive: share.exclusive,
+        })
+    };
+    shares.iter().map(again).collect()
+}
+
 fn root_directory(entry: &Entry, plan: &Plan, base: &Path) -> Result<PathBuf, RootfsError> {
     let layers = match &plan.root {
         PlannedRoot::Directory(path) => return Ok(path.clone()),

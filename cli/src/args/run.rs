@@ -95,6 +95,9 @@ pub(crate) struct RunArgs {
     /// Refused: a container has no network yet
     #[arg(short, long, value_name = "PORT")]
     pub(crate) publish: Vec<String>,
+    /// Boot the virtual machine instead of copying a template
+    #[arg(long)]
+    pub(crate) no_template: bool,
     /// Boot the debugging kernel, with a talkative console
     #[arg(long)]
     pub(crate) debug: bool,

@@ -49,6 +49,9 @@ pub(crate) enum BootError {
     /// The agent sent a frame that has no place there.
     #[error("the agent answered the spawn with something else")]
     Unexpected,
+    /// The guest isn't whole.
+    #[error("the agent did not settle: {0}")]
+    Settle(String),
     /// The agent could not take its setup.
     #[error("the agent refused its setup: {0}")]
     Setup(String),
@@ -60,6 +63,8 @@ pub(crate) enum BootError {
 /// The agent's control stream, once it has said hello.
 #[derive(Debug)]
 pub(super) struct Agent {
+    /// Its guest is a copy.
+    copied: bool,
     socket: UnixStream,
     lines: LineDecoder,
     /// The guest kernel's release.
@@ -99,6 +104,7 @@ pub(super) fn hello(
         return Err(BootError::Generation(hello.generation));
     }
     Ok(Agent {
+        copied: false,
         socket,
         lines,
         kernel: hello.kernel,
@@ -110,11 +116,26 @@ pub(super) fn hello(
     })
 }
 
+/// Takes up the stream of an agent that said hello before its guest was saved.
+pub(super) fn carried_on(dials: &Receiver<UnixStream>, kernel: String) -> Result<Agent, BootError> {
+    // It was handed over as the machine was restored, or never will be.
+    let socket = dials.try_recv().map_err(|_| BootError::Closed("control"))?;
+    socket.set_nonblocking(true)?;
+    Ok(Agent {
+        copied: true,
+        socket,
+        lines: LineDecoder::default(),
+        kernel,
+        marks: Marks::default(),
+    })
+}
+
 impl Agent {
     /// One that says nothing, for tests of what doesn't listen to it.
     #[cfg(test)]
     pub(super) fn mute(socket: UnixStream) -> Self {
         Self {
+            copied: false,
             socket,
             lines: LineDecoder::default(),
             kernel: String::new(),
@@ -137,15 +158,38 @@ impl Agent {
             entropy: names::random(),
             shares: true,
         });
+        match self.ask(guest, &request, limit)? {
+            Reply::Ok => {}
+            Reply::Error { message } => return Err(BootError::Setup(message)),
+        }
+        if self.copied {
+            // Nothing of it was there before: it wakes to this request.
+            let now = sys::monotonic_ns();
+            (self.marks.agent, self.marks.ready) = (now, now);
+        }
+        Ok(())
+    }
+
+    /// Has the agent do all that its guest's copies need not.
+    pub(super) fn settle(&mut self, guest: &dyn Guest, limit: Duration) -> Result<(), BootError> {
+        match self.ask(guest, &Request::Settle, limit)? {
+            Reply::Ok => Ok(()),
+            Reply::Error { message } => Err(BootError::Settle(message)),
+        }
+    }
+
+    fn ask(
+        &mut self,
+        guest: &dyn Guest,
+        request: &Request,
+        limit: Duration,
+    ) -> Result<Reply, BootError> {
         let mut line = Vec::new();
-        encode_line(&request, &mut line)?;
+        encode_line(request, &mut line)?;
         let deadline = Instant::now() + limit;
         // A line fits the socket's buffer, which is empty.
         io::Write::write_all(&mut &self.socket, &line)?;
-        match receive(guest, &self.socket, &mut self.lines, deadline, limit)? {
-            Reply::Ok => Ok(()),
-            Reply::Error { message } => Err(BootError::Setup(message)),
-        }
+        receive(guest, &self.socket, &mut self.lines, deadline, limit)
     }
 }
 

@@ -9,6 +9,7 @@
 //!                └────────┴────────┴───────┴───────┴────────┴─► failure on the readiness pipe
 //! ```
 
+mod base;
 mod boot;
 mod carrier;
 mod client;
@@ -21,12 +22,15 @@ mod stdin;
 mod tests;
 mod vm;
 
+use std::env;
 use std::error::Error;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::net::UnixListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -38,19 +42,20 @@ use hull_proto::ExitStatus;
 use crate::cgroup::Cgroup;
 use crate::console::BootLog;
 use crate::exit::{CODE_HULL_FAILED, FailureClass};
-use crate::launch::{Inherited, Readiness, StartFailure, Streams};
+use crate::launch::{BUILD_TEMPLATE, Inherited, Readiness, StartFailure, Streams};
 use crate::logs::LogWriter;
-use crate::plan::Plan;
+use crate::plan::{Plan, PlannedVm};
 use crate::rootfs;
 use crate::state::{ExitRecord, Phase, Running};
 use crate::store::{Entry, Store, lock};
 use crate::sys;
 
-use boot::BootError;
+use base::Base;
+use boot::{Agent, BootError};
 use carrier::{Carrier, Waiting};
 use driver::{Driver, End, Parts, Record};
 use guest::Guest;
-use vm::{Opened, Vm};
+use vm::{Opened, Source, Vm};
 
 /// Descriptors that a monitor may have: the kernel's own limit for a process.
 const DESCRIPTORS: u64 = 1 << 20;
@@ -65,6 +70,12 @@ const KILL_GRACE: Duration = Duration::from_secs(3);
 /// The whole life of the monitor process. It ends with the container's code.
 #[must_use]
 pub fn main() -> ExitCode {
+    if env::args_os()
+        .nth(1)
+        .is_some_and(|word| word == BUILD_TEMPLATE)
+    {
+        return build_template();
+    }
     match Inherited::take() {
         Ok(inherited) => Monitor::new(inherited).run(),
         Err(_) => {
@@ -75,6 +86,23 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Makes the template of the VM that is described on stdin; says its name, or what went wrong.
+fn build_template() -> ExitCode {
+    let made = serde_json::from_reader(io::stdin())
+        .map_err(|error| vec![format!("the VM's description can't be read: {error}")])
+        .and_then(|vm| base::build(&vm).map_err(|error| chain(&error)));
+    let (said, code) = match made {
+        Ok(name) => (writeln!(io::stdout(), "{name}"), ExitCode::SUCCESS),
+        Err(chain) => {
+            let failed = ExitCode::from(CODE_HULL_FAILED);
+            (writeln!(io::stderr(), "{}", chain.join(": ")), failed)
+        }
+    };
+    // Whoever started this may not listen any more.
+    let _ = said;
+    code
+}
+
 struct Monitor {
     entry: Entry,
     store: Store,
@@ -82,6 +110,8 @@ struct Monitor {
     readiness: File,
     streams: Streams,
     began: u64,
+    /// What whoever started the container should hear.
+    notice: Option<String>,
 }
 
 /// A start that stopped at a stage.
@@ -118,6 +148,7 @@ impl Monitor {
             readiness: inherited.readiness,
             streams: inherited.streams,
             began: sys::monotonic_ns(),
+            notice: None,
         }
     }
 
@@ -140,36 +171,28 @@ impl Monitor {
 
     /// Every stage up to a running first process.
     fn start<'a>(
-        &self,
+        &mut self,
         plan: &'a Plan,
         streams: Streams,
     ) -> Result<(Driver<'a>, Option<Carrier>, Option<Cgroup>), Failed> {
         let (attached, carrier) = Carrier::of(streams).map_err(stage("open"))?;
-        let cgroup = match plan.vm.cpu_quota {
-            Some(cpus) => Some(Cgroup::enter(&plan.id, cpus).map_err(stage("open"))?),
-            None => None,
-        };
         self.entry.forget_run().map_err(stage("open"))?;
         let listener = self.listen().map_err(stage("open"))?;
         let log = LogWriter::open(self.entry.log_path(), plan.log_limit_bytes)
             .map_err(OpenError::log(&self.entry))
             .map_err(stage("open"))?;
+        // A guest that is to be copied belongs to nobody, and to no container's share.
+        let base = Base::find(&self.entry, &plan.vm);
+        let cgroup = match plan.vm.cpu_quota {
+            Some(cpus) => Some(Cgroup::enter(&plan.id, cpus).map_err(stage("open"))?),
+            None => None,
+        };
         let opened = open(&self.entry, plan)?;
+        let (vm, mut agent, jail) = self.bring_up(plan, opened, base)?;
         let limit = Duration::from_secs(u64::from(plan.vm.boot_timeout_s));
-        let (mut vm, dials) = Vm::build(&plan.vm, opened).map_err(stage("build"))?;
-        let jail = jail::enter().map_err(stage("jail"))?;
-        let built = sys::monotonic_ns();
-        let watch = vm.start().map_err(stage("build"))?;
-        let failed =
-            |stage: &'static str, vm: &Vm, error: &BootError| boot_failed(stage, vm, error);
-        let mut agent = boot::hello(&vm, &dials, limit).map_err(|e| failed("boot", &vm, &e))?;
-        drop(watch);
-        agent
-            .setup(&vm, plan, limit)
-            .map_err(|e| failed("setup", &vm, &e))?;
-        let started = boot::spawn(&vm, plan, limit).map_err(|e| failed("spawn", &vm, &e))?;
+        let started =
+            boot::spawn(&vm, plan, limit).map_err(|error| boot_failed("spawn", &vm, &error))?;
         agent.marks.monitor = self.began;
-        agent.marks.built = built;
         agent.marks.started = sys::monotonic_ns();
         let running = Running {
             monitor_pid: std::process::id(),
@@ -203,6 +226,65 @@ impl Monitor {
         Ok((driver, carrier.map_err(stage("spawn"))?, cgroup))
     }
 
+    /// From what was opened to an agent that has its identity.
+    fn bring_up(
+        &mut self,
+        plan: &Plan,
+        opened: Opened,
+        mut base: Base,
+    ) -> Result<(Vm, Agent, Vec<String>), Failed> {
+        let limit = Duration::from_secs(u64::from(plan.vm.boot_timeout_s));
+        let (mut vm, dials, copied) = self.build(plan, opened, &mut base)?;
+        let jail = jail::enter().map_err(stage("jail"))?;
+        let built = sys::monotonic_ns();
+        let watch = vm.start().map_err(stage("build"))?;
+        let from_template = copied.is_some();
+        let mut failed = |stage: &'static str, vm: &Vm, error: &BootError| {
+            if from_template {
+                base.give_up(error);
+            }
+            boot_failed(stage, vm, error)
+        };
+        let mut agent = match copied {
+            Some(kernel) => boot::carried_on(&dials, kernel),
+            None => boot::hello(&vm, &dials, limit),
+        }
+        .map_err(|error| failed("boot", &vm, &error))?;
+        drop(watch);
+        agent
+            .setup(&vm, plan, limit)
+            .map_err(|error| failed("setup", &vm, &error))?;
+        agent.marks.built = built;
+        self.notice = base.notice;
+        Ok((vm, agent, jail))
+    }
+
+    /// Builds the VM from its base; from its kernel if that doesn't work. Returns the guest
+    /// kernel's release, too, if the guest is a copy.
+    fn build(
+        &self,
+        plan: &Plan,
+        mut opened: Opened,
+        base: &mut Base,
+    ) -> Result<(Vm, Receiver<UnixStream>, Option<String>), Failed> {
+        if let Some(template) = base.template.take() {
+            let kernel = template.kernel.clone();
+            let spare = Opened {
+                kvm: open_kvm(&plan.vm).map_err(stage("open"))?,
+                shares: rootfs::again(&opened.shares).map_err(stage("rootfs"))?,
+                console: open_console(&self.entry).map_err(stage("open"))?,
+            };
+            match Vm::build(&plan.vm, opened, Source::Copy(template)) {
+                Ok((vm, dials)) => return Ok((vm, dials, Some(kernel))),
+                Err(error) => base.give_up(&error),
+            }
+            opened = spare;
+        }
+        let source = Source::boot(&plan.vm, false).map_err(stage("open"))?;
+        let (vm, dials) = Vm::build(&plan.vm, opened, source).map_err(stage("build"))?;
+        Ok((vm, dials, None))
+    }
+
     fn listen(&self) -> Result<UnixListener, OpenError> {
         let path = self.entry.socket_path();
         let failed = |source| OpenError::Path {
@@ -229,7 +311,8 @@ impl Monitor {
         carrier: Option<Carrier>,
         cgroup: Option<Cgroup>,
     ) -> ExitCode {
-        self.say(&Readiness::Started);
+        let notice = self.notice.take();
+        self.say(&Readiness::Started { notice });
         let end = match driver.run() {
             Ok(end) => end,
             Err(error) => End::Guest(format!("the monitor failed: {error}")),
@@ -338,40 +421,32 @@ impl OpenError {
 }
 
 fn open(entry: &Entry, plan: &Plan) -> Result<Opened, Failed> {
-    let file = |what: &'static str, path: &Path| {
-        File::open(path).map_err(|source| OpenError::Path {
-            what,
-            path: path.to_owned(),
-            source,
-        })
-    };
     if !plan.vm.allow_emulated_kvm && !sys::has_virtualization() {
         let path = plan.vm.kvm.clone();
         return Err(stage("open")(OpenError::Emulated { path }));
     }
-    let kvm = rustix::fs::open(&plan.vm.kvm, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|error| OpenError::Path {
-            what: "the hypervisor's device",
-            path: plan.vm.kvm.clone(),
-            source: error.into(),
-        })
-        .map_err(stage("open"))?;
-    let kernel = file("guest kernel", &plan.vm.kernel).map_err(stage("open"))?;
-    let initrd = file("guest's first root", &plan.vm.initrd).map_err(stage("open"))?;
-    let console = BootLog::open(entry.boot_log_path())
-        .map_err(|source| OpenError::Path {
-            what: "boot log",
-            path: entry.boot_log_path(),
-            source,
-        })
-        .map_err(stage("open"))?;
-    let shares = rootfs::assemble(entry, plan).map_err(stage("rootfs"))?;
     Ok(Opened {
-        kvm,
-        kernel,
-        initrd,
-        shares,
-        console,
+        kvm: open_kvm(&plan.vm).map_err(stage("open"))?,
+        console: open_console(entry).map_err(stage("open"))?,
+        shares: rootfs::assemble(entry, plan).map_err(stage("rootfs"))?,
+    })
+}
+
+fn open_kvm(vm: &PlannedVm) -> Result<OwnedFd, OpenError> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    rustix::fs::open(&vm.kvm, flags, Mode::empty()).map_err(|error| OpenError::Path {
+        what: "the hypervisor's device",
+        path: vm.kvm.clone(),
+        source: error.into(),
+    })
+}
+
+fn open_console(entry: &Entry) -> Result<BootLog, OpenError> {
+    let path = entry.boot_log_path();
+    BootLog::open(path.clone()).map_err(|source| OpenError::Path {
+        what: "boot log",
+        path,
+        source,
     })
 }
 

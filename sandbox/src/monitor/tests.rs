@@ -133,7 +133,7 @@ fn bench(change: impl FnOnce(&mut RunRequest)) -> Bench {
                 decoder: Decoder::new(MAX_FROM_GUEST),
                 guest_pid: 7,
             },
-            agent: boot::Agent::mute(UnixStream::pair().unwrap().0),
+            agent: Agent::mute(UnixStream::pair().unwrap().0),
             log: LogWriter::open(log_path.clone(), 1 << 30).unwrap(),
             listener,
             attached: Some(attached),

@@ -5,20 +5,25 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use hull_proto::{CONTROL_PORT, GUEST_CID, SHARES_TAG};
-use hull_vmm::machine::{BuildError, Host, Machine};
+use hull_vmm::machine::{BuildError, Host, Machine, MachineState, SaveError};
 use hull_vmm::outcome::VmExit;
 use hull_vmm::spec::{DeviceSpec, FsSpec, MemoryBacking, MemorySpec, SpecError, VmSpec, VsockSpec};
 use hull_vmm::virtio::fs::{CachePolicy, FsExport, FsLimits, FsStats};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::console::{BootLog, Tail};
 use crate::plan::PlannedVm;
 use crate::rootfs::SharedDirectory;
+use crate::template::Template;
 
+use super::OpenError;
 use super::guest::Guest;
 
 /// Lines of the console that are shown when a guest fails.
@@ -44,10 +49,39 @@ pub(crate) enum VmError {
 /// What a VM is made of, open.
 pub(super) struct Opened {
     pub(super) kvm: OwnedFd,
-    pub(super) kernel: File,
-    pub(super) initrd: File,
     pub(super) shares: Vec<SharedDirectory>,
     pub(super) console: BootLog,
+}
+
+/// What its first instruction is.
+pub(super) enum Source {
+    /// A kernel's.
+    Boot {
+        kernel: File,
+        initrd: File,
+        /// The guest is to be saved: its memory lies in a file.
+        saved: bool,
+    },
+    /// The next one of a guest that was saved.
+    Copy(Template),
+}
+
+impl Source {
+    /// Opens what a boot needs.
+    pub(super) fn boot(vm: &PlannedVm, saved: bool) -> Result<Self, OpenError> {
+        let open = |what: &'static str, path: &Path| {
+            File::open(path).map_err(|source| OpenError::Path {
+                what,
+                path: path.to_owned(),
+                source,
+            })
+        };
+        Ok(Self::Boot {
+            kernel: open("guest kernel", &vm.kernel)?,
+            initrd: open("guest's first root", &vm.initrd)?,
+            saved,
+        })
+    }
 }
 
 /// A VM, and where the agent will dial in.
@@ -65,12 +99,12 @@ pub(super) struct Watch {
 }
 
 /// The same devices in the same order in every VM.
-fn spec(vm: &PlannedVm) -> VmSpec {
+fn spec(vm: &PlannedVm, backing: MemoryBacking) -> VmSpec {
     VmSpec {
         vcpus: vm.vcpus,
         memory: MemorySpec {
             size_bytes: vm.memory_bytes,
-            backing: MemoryBacking::Anonymous,
+            backing,
         },
         kernel_cmdline: vm.cmdline.clone(),
         devices: vec![
@@ -93,6 +127,7 @@ impl Vm {
     pub(super) fn build(
         plan: &PlannedVm,
         opened: Opened,
+        source: Source,
     ) -> Result<(Self, Receiver<UnixStream>), VmError> {
         let (dial, streams) = mpsc::channel();
         let console = opened.console.tail();
@@ -106,10 +141,10 @@ impl Vm {
                 CachePolicy::Auto
             },
         });
-        let host = Host {
+        let mut host = Host {
             kvm: opened.kvm,
-            kernel: Some(opened.kernel),
-            initrd: Some(opened.initrd),
+            kernel: None,
+            initrd: None,
             memory: None,
             console: Box::new(opened.console),
             console_input: None,
@@ -118,9 +153,27 @@ impl Vm {
             fs_limits: FsLimits::default(),
             vsock_ports: BTreeMap::from([(CONTROL_PORT, dial.clone())]),
         };
-        let machine = Machine::build(spec(plan).validate()?, host).map_err(VmError::Build)?;
+        let machine = match source {
+            Source::Copy(template) => {
+                host.memory = Some(template.file);
+                let spec = spec(plan, MemoryBacking::Template).validate()?;
+                Machine::restore(spec, host, template.state)
+            }
+            Source::Boot {
+                kernel,
+                initrd,
+                saved,
+            } => {
+                (host.kernel, host.initrd) = (Some(kernel), Some(initrd));
+                let backing = match saved {
+                    true => MemoryBacking::Shared,
+                    false => MemoryBacking::Anonymous,
+                };
+                Machine::build(spec(plan, backing).validate()?, host)
+            }
+        };
         let vm = Self {
-            machine,
+            machine: machine.map_err(VmError::Build)?,
             console,
             dial,
         };
@@ -132,6 +185,21 @@ impl Vm {
     pub(super) fn start(&mut self) -> Result<Watch, VmError> {
         self.machine.start().map_err(VmError::Start)?;
         watch(&self.machine, self.dial.clone()).map_err(VmError::Watch)
+    }
+
+    /// Lets some time pass, unless the guest ends.
+    pub(super) fn rest(&self, limit: Duration) {
+        let ended = self.machine.ended();
+        let limit = Timespec::try_from(limit).ok();
+        let _ = poll(&mut [PollFd::new(&ended, PollFlags::IN)], limit.as_ref());
+    }
+
+    /// Has the guest stand still for ever and takes all that it is.
+    pub(super) fn save(&self) -> Result<(MachineState, Arc<File>), SaveError> {
+        self.machine.pause();
+        let state = self.machine.save()?;
+        let memory = self.machine.memory_file().ok_or(SaveError::NotPaused)?;
+        Ok((state, Arc::clone(memory)))
     }
 }
 

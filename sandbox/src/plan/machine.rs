@@ -2,6 +2,7 @@
 
 use crate::request::RunRequest;
 use crate::settings::Settings;
+use crate::template;
 
 use super::shape::PlannedVm;
 use super::{HostFacts, PlanError};
@@ -23,7 +24,8 @@ const CMDLINE_DEBUG: &str = "console=hvc0 console=ttyS0 earlyprintk=ttyS0,115200
     reboot=k rcupdate.rcu_expedited=1 dummy.numdummies=0 tsc=reliable \
     sysctl.vm.compaction_proactiveness=0 swiotlb=noforce";
 
-pub(super) fn plan(
+/// Decides everything about the VM alone.
+pub(crate) fn plan(
     request: &RunRequest,
     settings: &Settings,
     facts: &HostFacts,
@@ -53,6 +55,9 @@ pub(super) fn plan(
         .to_owned(),
         debug: request.debug,
         kvm: settings.kvm.clone(),
+        // Who debugs wants to see the boot.
+        templates: (!request.no_template && !request.debug)
+            .then(|| settings.state_dir.join(template::DIRECTORY)),
         allow_emulated_kvm: settings.allow_emulated_kvm,
         boot_timeout_s: settings.defaults.boot_timeout_s,
     })

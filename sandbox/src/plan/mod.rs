@@ -29,6 +29,7 @@ use crate::signal::{SignalError, parse_signal};
 
 pub(crate) use bundle::{bind_sources, guest_process, plan as plan_bundle};
 pub use machine::MIN_MEMORY_BYTES;
+pub(crate) use machine::plan as machine;
 pub use shape::{Export, ExportSource, Plan, PlannedImage, PlannedRoot, PlannedVm};
 pub(crate) use shape::{FILE_NAME, ROOT_NAME};
 

@@ -97,6 +97,9 @@ pub struct PlannedVm {
     pub debug: bool,
     /// The hypervisor's device.
     pub kvm: PathBuf,
+    /// Where templates of such VMs are kept; without, the VM boots.
+    #[serde(default)]
+    pub templates: Option<PathBuf>,
     /// Goes on where that device emulates a guest's kernel.
     pub allow_emulated_kvm: bool,
     /// Seconds from the first instruction to the agent's word.

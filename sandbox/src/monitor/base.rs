@@ -1,0 +1,148 @@
+//! What a VM begins from: a copy of a template, or its kernel's first instruction.
+//!
+//! The first start of a shape makes the shape's template and is then its first copy: what that
+//! costs beyond a boot is a save and a restore. Starts that come meanwhile boot. Owns the choice,
+//! and what happens to a template that doesn't work: it is removed, the start boots, and says so.
+//! Refuses to fail a start: without a template there is always the kernel.
+
+use std::error::Error;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use hull_vmm::machine::SaveError;
+
+use crate::console::BootLog;
+use crate::plan::PlannedVm;
+use crate::store::Entry;
+use crate::sys;
+use crate::template::{self, Key, KeyError, Maker, Template, TemplateError, Templates};
+
+use super::boot::{self, BootError};
+use super::vm::{Opened, Source, Vm, VmError};
+use super::{OpenError, chain, open_console, open_kvm};
+
+/// How long a guest may be busy after its agent has settled, before it is saved as it stands.
+const REST: Duration = Duration::from_millis(50);
+
+/// A template that isn't there for a start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BaseError {
+    /// It can't be kept.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// Its key can't be made.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// What its guest needs can't be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Its guest can't be built.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// Its guest didn't come up.
+    #[error("a guest to copy didn't come up")]
+    Boot(#[from] BootError),
+    /// Its guest can't be saved.
+    #[error("a guest to copy can't be saved")]
+    Save(#[from] SaveError),
+}
+
+/// What a start begins from.
+#[derive(Debug, Default)]
+pub(super) struct Base {
+    /// The template to copy.
+    pub(super) template: Option<Template>,
+    /// Why there is none, if there should be one.
+    pub(super) notice: Option<String>,
+    tried: Option<(Templates, Key)>,
+}
+
+impl Base {
+    /// Finds the template for this VM, or makes it.
+    pub(super) fn find(entry: &Entry, vm: &PlannedVm) -> Self {
+        let Some(templates) = template::of(vm).filter(|_| sys::has_virtualization()) else {
+            return Self::default();
+        };
+        let mut base = Self::default();
+        match base.attempt(templates, || open_console(entry), vm) {
+            Ok(template) => base.template = template,
+            // The boot will tell it better.
+            Err(BaseError::Open(_) | BaseError::Key(_)) => {}
+            Err(error) => base.note(&error),
+        }
+        base
+    }
+
+    fn attempt(
+        &mut self,
+        templates: Templates,
+        console: impl FnOnce() -> Result<BootLog, OpenError>,
+        vm: &PlannedVm,
+    ) -> Result<Option<Template>, BaseError> {
+        let key = Key::of(vm, open_kvm(vm)?.as_fd())?;
+        let (templates, key) = self.tried.insert((templates, key));
+        if templates.given_up(key) {
+            return Ok(None);
+        }
+        if let Some(template) = templates.find(key)? {
+            return Ok(Some(template));
+        }
+        let Some(maker) = templates.maker()? else {
+            return Ok(None);
+        };
+        // It may have been made between the two looks.
+        if let Some(template) = templates.find(key)? {
+            return Ok(Some(template));
+        }
+        if let Err(error) = make(&maker, key, console()?, vm) {
+            templates.give_up(key, &error.to_string());
+            return Err(error);
+        }
+        Ok(templates.find(key)?)
+    }
+
+    /// The template didn't work: nobody is to try it again.
+    pub(super) fn give_up(&mut self, error: &dyn Error) {
+        if let Some((templates, key)) = &self.tried {
+            templates.give_up(key, &error.to_string());
+        }
+        self.note(error);
+    }
+
+    fn note(&mut self, error: &dyn Error) {
+        let why = chain(error).join(": ");
+        self.notice = Some(format!("started without a template: {why}"));
+    }
+}
+
+/// Makes the template of this VM anew, for `hull template build`.
+pub(super) fn build(vm: &PlannedVm) -> Result<String, BaseError> {
+    let Some(templates) = template::of(vm) else {
+        return Err(TemplateError::Make("this VM takes none".to_owned()).into());
+    };
+    let key = Key::of(vm, open_kvm(vm)?.as_fd())?;
+    let maker = templates
+        .maker()?
+        .ok_or_else(|| TemplateError::Make("another process is making one".to_owned()))?;
+    make(&maker, &key, BootLog::unkept(), vm)?;
+    Ok(key.name())
+}
+
+/// Boots a guest without any share to its idle agent, and saves it.
+fn make(maker: &Maker<'_>, key: &Key, console: BootLog, vm: &PlannedVm) -> Result<(), BaseError> {
+    let opened = Opened {
+        kvm: open_kvm(vm)?,
+        shares: Vec::new(),
+        console,
+    };
+    let limit = Duration::from_secs(u64::from(vm.boot_timeout_s));
+    let (mut guest, dials) = Vm::build(vm, opened, Source::boot(vm, true)?)?;
+    let watch = guest.start()?;
+    let mut agent = boot::hello(&guest, &dials, limit)?;
+    drop(watch);
+    agent.settle(&guest, limit)?;
+    guest.rest(REST);
+    let (state, memory) = guest.save()?;
+    maker.publish(key, &agent.kernel, &memory, &state)?;
+    Ok(())
+}

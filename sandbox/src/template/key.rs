@@ -1,0 +1,180 @@
+//! What a template must share with a start to serve it, to the last bit.
+//!
+//! Owns: the key, and the name made of it. Refuses: to read a kernel. A file is known by its path,
+//! inode, size and times: the change time can't be set back without setting the host's clock
+//! back, so whatever writes to a kernel or replaces it makes another key.
+
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use hull_vmm::kvm::{self, KvmError};
+use serde::{Deserialize, Serialize};
+
+use crate::plan::PlannedVm;
+
+/// Version of all that a template holds, whatever else is equal.
+const EPOCH: u32 = 1;
+
+/// The running program, whose devices the template's guest knows.
+const OWN_PROGRAM: &str = "/proc/self/exe";
+
+/// A key that can't be made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum KeyError {
+    /// A file of Hull's can't be looked at.
+    #[error("cannot look at \"{path}\"")]
+    File { path: PathBuf, source: io::Error },
+    /// The hypervisor doesn't describe its processor.
+    #[error("cannot tell what processor guests see")]
+    Processor(#[from] KvmError),
+}
+
+/// Everything that shapes a VM up to its idle agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Key {
+    epoch: u32,
+    /// The host kernel's release and build.
+    pub(super) host: String,
+    /// What guests see of the host's processor.
+    processor: u64,
+    monitor: FileIdentity,
+    kernel: FileIdentity,
+    initrd: FileIdentity,
+    cmdline: String,
+    pub(super) vcpus: u8,
+    pub(super) memory_bytes: u64,
+}
+
+/// A file as it was at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileIdentity {
+    path: PathBuf,
+    inode: u64,
+    size_bytes: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl FileIdentity {
+    fn of(path: &Path) -> Result<Self, KeyError> {
+        let metadata = fs::metadata(path).map_err(|source| KeyError::File {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            inode: metadata.ino(),
+            size_bytes: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })
+    }
+}
+
+impl Key {
+    /// The key of a VM on this host, as it is now.
+    pub(crate) fn of(vm: &PlannedVm, kvm: BorrowedFd<'_>) -> Result<Self, KeyError> {
+        Ok(Self {
+            epoch: EPOCH,
+            host: host(),
+            processor: kvm::processor(kvm, vm.vcpus)?,
+            monitor: FileIdentity::of(Path::new(OWN_PROGRAM))?,
+            kernel: FileIdentity::of(&vm.kernel)?,
+            initrd: FileIdentity::of(&vm.initrd)?,
+            cmdline: vm.cmdline.clone(),
+            vcpus: vm.vcpus,
+            memory_bytes: vm.memory_bytes,
+        })
+    }
+
+    /// The template's file name: 16 hexadecimal digits. Who finds it compares the whole key.
+    pub(crate) fn name(&self) -> String {
+        let mut hasher = DefaultHasher::new();
+        (self.epoch, &self.host, self.processor).hash(&mut hasher);
+        for file in [&self.monitor, &self.kernel, &self.initrd] {
+            (&file.path, file.inode, file.size_bytes).hash(&mut hasher);
+            (file.modified, file.changed).hash(&mut hasher);
+        }
+        (&self.cmdline, self.vcpus, self.memory_bytes).hash(&mut hasher);
+        format!("{:016x}", hasher.finish())
+    }
+}
+
+/// Whether this is a name as [`Key::name`] makes them.
+pub(crate) fn is_name(text: &str) -> bool {
+    text.len() == 16
+        && text
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// The running kernel, as one line.
+pub(super) fn host() -> String {
+    let host = rustix::system::uname();
+    format!(
+        "{} {}",
+        host.release().to_string_lossy(),
+        host.version().to_string_lossy()
+    )
+}
+
+#[cfg(test)]
+pub(super) fn sample(memory_bytes: u64) -> Key {
+    let file = FileIdentity::of(Path::new(OWN_PROGRAM)).unwrap();
+    Key {
+        epoch: EPOCH,
+        host: host(),
+        processor: 7,
+        monitor: file.clone(),
+        kernel: file.clone(),
+        initrd: file,
+        cmdline: "quiet".to_owned(),
+        vcpus: 1,
+        memory_bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_shapes_a_guest_makes_another_name() {
+        let key = sample(64 << 20);
+        assert!(is_name(&key.name()));
+        assert_eq!(key.name(), key.clone().name());
+        let changes: [fn(&mut Key); 7] = [
+            |key| key.epoch += 1,
+            |key| key.host.push('x'),
+            |key| key.processor += 1,
+            |key| key.kernel.changed.1 += 1,
+            |key| key.initrd.inode += 1,
+            |key| key.cmdline.clear(),
+            |key| key.vcpus += 1,
+        ];
+        for change in changes {
+            let mut other = key.clone();
+            change(&mut other);
+            assert_ne!(other.name(), key.name());
+            assert_ne!(other, key);
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_written_to_is_another() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("kernel");
+        fs::write(&path, "one").unwrap();
+        let before = FileIdentity::of(&path).unwrap();
+        assert_eq!(FileIdentity::of(&path).unwrap(), before);
+        fs::rename(&path, directory.path().join("old")).unwrap();
+        fs::write(&path, "two").unwrap();
+        assert_ne!(FileIdentity::of(&path).unwrap(), before);
+    }
+}

@@ -1,0 +1,166 @@
+//! Templates of a made-up machine: what was written is read, and nothing else is.
+
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{Timespec, Timestamps, UTIME_OMIT, futimens};
+
+use super::*;
+
+const MEMORY: u64 = 64 << 20;
+
+fn memory() -> File {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(MEMORY).unwrap();
+    file.write_all_at(b"first page", 0).unwrap();
+    file.write_all_at(&[7; 3 << 20], 5 << 20).unwrap();
+    file.write_all_at(&[0; 1 << 20], 20 << 20).unwrap();
+    file.write_all_at(b"last page", MEMORY - 4096).unwrap();
+    file
+}
+
+fn state() -> MachineState {
+    let empty = serde_json::json!({
+        "epoch": 1, "vcpus": [], "slots": [], "serial": null,
+        "vm": { "clock": vec![0u8; 48], "chips": [] },
+    });
+    serde_json::from_value(empty).unwrap()
+}
+
+fn made(directory: &std::path::Path) -> (Templates, Key) {
+    let templates = Templates::at(directory.join("state/templates"));
+    let key = key::sample(MEMORY);
+    make(&templates, &key);
+    (templates, key)
+}
+
+fn make(templates: &Templates, key: &Key) {
+    let maker = templates.maker().unwrap().unwrap();
+    maker.publish(key, "6.12", &memory(), &state()).unwrap();
+}
+
+fn names(templates: &Templates) -> usize {
+    fs::read_dir(&templates.directory).unwrap().count()
+}
+
+#[test]
+fn what_was_made_is_found_with_its_memory() {
+    let directory = tempfile::tempdir().unwrap();
+    let (templates, key) = made(directory.path());
+    let template = templates.find(&key).unwrap().unwrap();
+    assert_eq!(template.kernel, "6.12");
+    let (mut ours, mut given) = (vec![0; MEMORY as usize], vec![0; MEMORY as usize]);
+    memory().read_exact_at(&mut ours, 0).unwrap();
+    template.file.read_exact_at(&mut given, 0).unwrap();
+    assert!(ours == given);
+    let all = templates.list().unwrap();
+    let [info] = all.as_slice() else {
+        panic!("{all:?}")
+    };
+    assert_eq!((info.vcpus, info.memory_bytes), (1, MEMORY));
+    assert!(info.size_bytes < 8 << 20, "{info:?}");
+    assert_eq!(info.stale, None);
+    let other = key::sample(MEMORY + (2 << 20));
+    assert!(templates.find(&other).unwrap().is_none());
+    templates.remove(&info.name).unwrap();
+    assert!(matches!(
+        templates.remove(&info.name),
+        Err(TemplateError::Unknown(_))
+    ));
+    assert_eq!(names(&templates), 0);
+}
+
+#[test]
+fn whatever_was_done_to_it_it_is_refused_once_and_gone() {
+    let flip = |file: &File, offset: u64| {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, offset).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], offset).unwrap();
+    };
+    type Harm<'a> = (&'static str, &'a dyn Fn(&File));
+    let harms: [Harm<'_>; 7] = [
+        ("cut", &|file| file.set_len(MEMORY + 100).unwrap()),
+        ("cut in its memory", &|file| {
+            file.set_len(MEMORY / 2).unwrap()
+        }),
+        ("empty", &|file| file.set_len(0).unwrap()),
+        ("a bit of its head", &|file| flip(file, MEMORY + 3)),
+        ("a bit of its header", &|file| flip(file, MEMORY + 100)),
+        ("a bit of its memory", &|file| flip(file, 6 << 20)),
+        ("a zero page of its memory", &|file| flip(file, 40 << 20)),
+    ];
+    for (what, harm) in harms {
+        let directory = tempfile::tempdir().unwrap();
+        let (templates, key) = made(directory.path());
+        let path = templates.directory.join(key.name());
+        harm(&File::options().read(true).write(true).open(path).unwrap());
+        let refused = templates.find(&key);
+        assert!(
+            matches!(refused, Err(TemplateError::Unusable { .. })),
+            "{what}"
+        );
+        assert!(templates.find(&key).unwrap().is_none(), "{what}");
+    }
+}
+
+#[test]
+fn a_bit_that_a_disk_lost_is_found_at_the_first_use_since_the_boot() {
+    let directory = tempfile::tempdir().unwrap();
+    let (templates, key) = made(directory.path());
+    let path = templates.directory.join(key.name());
+    let file = File::options().read(true).write(true).open(path).unwrap();
+    let modified = file.metadata().unwrap().mtime();
+    let date = |accessed: i64| {
+        let time = |tv_sec, tv_nsec| Timespec { tv_sec, tv_nsec };
+        let times = Timestamps {
+            last_access: match accessed {
+                0 => time(0, UTIME_OMIT),
+                _ => time(accessed, 0),
+            },
+            last_modification: time(modified, 0),
+        };
+        futimens(&file, &times).unwrap();
+    };
+    date(1);
+    assert!(
+        templates.find(&key).unwrap().is_some(),
+        "whole, not used since"
+    );
+    file.write_all_at(b"X", 6 << 20).unwrap();
+    date(0);
+    assert!(
+        templates.find(&key).unwrap().is_some(),
+        "used since the boot"
+    );
+    date(1);
+    let refused = templates.find(&key).unwrap_err();
+    assert!(matches!(refused, TemplateError::Unusable { .. }));
+}
+
+#[test]
+fn one_at_a_time_makes_and_a_failure_is_believed() {
+    let directory = tempfile::tempdir().unwrap();
+    let (templates, key) = made(directory.path());
+    let maker = templates.maker().unwrap().unwrap();
+    assert!(templates.maker().unwrap().is_none());
+    drop(maker.fresh_file().unwrap());
+    assert_eq!(names(&templates), 1, "a file in the making has a name");
+    drop(maker);
+    assert!(!templates.given_up(&key));
+    templates.give_up(&key, "it doesn't start");
+    assert!(templates.given_up(&key));
+    assert!(templates.find(&key).unwrap().is_none());
+    make(&templates, &key);
+    assert!(!templates.given_up(&key));
+}
+
+#[test]
+fn only_so_many_are_kept_the_latest() {
+    let directory = tempfile::tempdir().unwrap();
+    let (templates, key) = made(directory.path());
+    for number in 1..=MOST as u64 {
+        make(&templates, &key::sample(MEMORY + number * (2 << 20)));
+    }
+    let left = templates.list().unwrap();
+    assert_eq!(left.len(), MOST);
+    assert!(templates.find(&key).unwrap().is_none());
+}
