@@ -93,6 +93,15 @@ impl Engine {
         }
     }
 
+    /// An engine with these settings whose containers are kept at `root`, live state and all.
+    #[must_use]
+    pub fn at(settings: Settings, root: &Path) -> Self {
+        Self {
+            store: Store::at(root),
+            settings,
+        }
+    }
+
     /// The settings.
     #[must_use]
     pub fn settings(&self) -> &Settings {

@@ -107,6 +107,16 @@ impl Store {
         }
     }
 
+    /// A store that lies in one directory. Touches nothing.
+    #[must_use]
+    pub fn at(root: &Path) -> Self {
+        Self {
+            containers: root.join("containers"),
+            names: root.join("names"),
+            run: root.join("run"),
+        }
+    }
+
     /// Gives a container its directory and its name, and the caller the right to run it, so that
     /// nobody takes it for one that was left behind. `planned` is called with the id and the
     /// name, which are made-up ones unless `id` and `name` ask for some.

@@ -1,7 +1,7 @@
 //! Builds Hull and lays it out as it is installed, under `target/hull/`:
 //!
 //! ```text
-//! bin/hull
+//! bin/hull   bin/hull-oci   bin/containerd-shim-hull-v2
 //! lib/hull/hull-monitor   lib/hull/vmlinux   lib/hull/initrd
 //! ```
 //!
@@ -21,12 +21,24 @@ use crate::kernel;
 const AGENT_TARGET: &str = "x86_64-unknown-linux-gnu";
 const AGENT_FLAGS: &str = "-C target-feature=+crt-static -C relocation-model=static";
 
+/// What people and engines run.
+const PROGRAMS: &[&str] = &["hull", "hull-oci"];
+
 /// Builds whatever is out of date and returns the prefix that holds it.
 pub(crate) fn stage() -> Result<PathBuf> {
     let vmlinux = kernel::ensure()?;
     eprintln!("stage: building hull, hull-monitor and hull-agent");
     cargo_build(
-        &["--profile", "release", "-p", "hull", "-p", "hull-sandbox"],
+        &[
+            "--profile",
+            "release",
+            "-p",
+            "hull",
+            "-p",
+            "hull-sandbox",
+            "-p",
+            "hull-shim",
+        ],
         "",
     )?;
     let agent = [
@@ -42,7 +54,9 @@ pub(crate) fn stage() -> Result<PathBuf> {
     let agent = target_dir().join(AGENT_TARGET).join("agent/hull-agent");
     let prefix = target_dir().join("hull");
     let library = prefix.join("lib/hull");
-    place(&built.join("hull"), &prefix.join("bin/hull"))?;
+    for program in PROGRAMS {
+        place(&built.join(program), &prefix.join("bin").join(program))?;
+    }
     place(&built.join("hull-monitor"), &library.join("hull-monitor"))?;
     place(&vmlinux, &library.join("vmlinux"))?;
     write_initrd(&agent, &library.join("initrd"))?;

@@ -14,6 +14,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("hull-agent", &["hull-proto"]),
     ("hull-sandbox", &["hull-proto", "hull-vmm", "hull-images"]),
     ("hull", &["hull-sandbox", "hull-images", "hull-proto"]),
+    ("hull-shim", &["hull-sandbox", "hull-proto"]),
     ("hull-tests", &["hull-sandbox", "hull-images", "hull-proto"]),
     ("hull-fuzz", &["hull-proto", "hull-vmm", "hull-images"]),
     ("xtask", &["hull-tests"]),

@@ -1,0 +1,235 @@
+//! The command line, flag by flag as runc has it. Plain data.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Runs OCI bundles, each in its own micro-VM.
+#[derive(Debug, Parser)]
+#[command(name = "hull-oci", disable_version_flag = true)]
+pub(crate) struct HullOci {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    /// Prints the version.
+    #[arg(short = 'v', long)]
+    pub(crate) version: bool,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+/// Flags before the command.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Where the state of containers is kept.
+    #[arg(long, default_value = "/run/hull-oci")]
+    pub(crate) root: PathBuf,
+    /// A file to which messages are appended, beside stderr.
+    #[arg(long)]
+    pub(crate) log: Option<PathBuf>,
+    /// How that file is written.
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) log_format: LogFormat,
+    /// Accepted: errors are always told in full.
+    #[arg(long)]
+    pub(crate) debug: bool,
+    /// Accepted: a VM's limits are not a cgroup's.
+    #[arg(long)]
+    pub(crate) systemd_cgroup: bool,
+    /// Accepted, for engines that say it.
+    #[arg(long, hide = true)]
+    pub(crate) rootless: Option<String>,
+    /// Accepted, for engines that say it.
+    #[arg(long, hide = true)]
+    pub(crate) criu: Option<String>,
+}
+
+/// How a log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Makes a container; its command waits for start.
+    Create(CreateArgs),
+    /// Runs the command of a created container.
+    Start(IdArgs),
+    /// Makes a container and runs its command.
+    Run(RunArgs),
+    /// Prints what a container is, as JSON.
+    State(IdArgs),
+    /// Sends a signal to a container's first process.
+    Kill(KillArgs),
+    /// Removes what is kept of a container.
+    Delete(DeleteArgs),
+    /// Lists the containers.
+    List(ListArgs),
+    /// Lists a container's processes on the host.
+    Ps(PsArgs),
+    /// Has a container stand still.
+    Pause(IdArgs),
+    /// Lets a paused container go on.
+    Resume(IdArgs),
+    /// Runs another process in a container.
+    Exec(ExecArgs),
+    /// Prints what this runtime can do, as JSON.
+    Features,
+    /// Writes a config.json to begin with.
+    Spec(SpecArgs),
+    /// Refused: a VM's limits are fixed when it starts.
+    Update(IdArgs),
+    /// Refused: there are no statistics yet.
+    Events(IdArgs),
+}
+
+/// A container's id alone.
+#[derive(Debug, Args)]
+pub(crate) struct IdArgs {
+    pub(crate) id: String,
+    /// What else an engine says.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    pub(crate) rest: Vec<String>,
+}
+
+/// What create and run have both.
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// The bundle's directory.
+    #[arg(short, long)]
+    pub(crate) bundle: Option<PathBuf>,
+    /// A Unix socket to which the terminal's other end is sent.
+    #[arg(long)]
+    pub(crate) console_socket: Option<PathBuf>,
+    /// A file for the id of the process whose end is the container's.
+    #[arg(long)]
+    pub(crate) pid_file: Option<PathBuf>,
+    /// Refused: descriptors can't be handed to a virtual machine.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) preserve_fds: u32,
+    /// Accepted: the guest's root is always changed by pivot_root.
+    #[arg(long)]
+    pub(crate) no_pivot: bool,
+    /// Accepted: a guest has no keyring of the host's.
+    #[arg(long)]
+    pub(crate) no_new_keyring: bool,
+    /// The container's id.
+    pub(crate) id: String,
+}
+
+/// Flags of run.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) create: CreateArgs,
+    /// Doesn't wait for the container's end.
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// Keeps what is known of the container when it has ended.
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Accepted: nothing of the container is ever a child of this process's.
+    #[arg(long)]
+    pub(crate) no_subreaper: bool,
+}
+
+/// Flags of kill.
+#[derive(Debug, Args)]
+pub(crate) struct KillArgs {
+    /// Sends it to every process of the container.
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    pub(crate) id: String,
+    #[arg(default_value = "SIGTERM")]
+    pub(crate) signal: String,
+}
+
+/// Flags of delete.
+#[derive(Debug, Args)]
+pub(crate) struct DeleteArgs {
+    /// Kills it if it runs; a container that isn't there is no error.
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    pub(crate) id: String,
+}
+
+/// Flags of list.
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// `table` or `json`.
+    #[arg(short, long, default_value = "table")]
+    pub(crate) format: String,
+    /// Only ids.
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// Flags of ps.
+#[derive(Debug, Args)]
+pub(crate) struct PsArgs {
+    /// `table` or `json`.
+    #[arg(short, long, default_value = "table")]
+    pub(crate) format: String,
+    pub(crate) id: String,
+    /// Options of ps(1); passed over.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) options: Vec<String>,
+}
+
+/// Flags of spec.
+#[derive(Debug, Args)]
+pub(crate) struct SpecArgs {
+    /// The bundle's directory.
+    #[arg(short, long, default_value = ".")]
+    pub(crate) bundle: PathBuf,
+}
+
+/// Flags of exec.
+#[derive(Debug, Args)]
+pub(crate) struct ExecArgs {
+    /// A Unix socket to which the terminal's other end is sent.
+    #[arg(long)]
+    pub(crate) console_socket: Option<PathBuf>,
+    /// The working directory.
+    #[arg(long)]
+    pub(crate) cwd: Option<PathBuf>,
+    /// A variable, NAME=VALUE.
+    #[arg(short, long)]
+    pub(crate) env: Vec<String>,
+    /// Gives the process a terminal.
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// UID or UID:GID.
+    #[arg(short, long)]
+    pub(crate) user: Option<String>,
+    /// Additional group ids.
+    #[arg(short = 'g', long)]
+    pub(crate) additional_gids: Vec<u32>,
+    /// A file that describes the process.
+    #[arg(short, long)]
+    pub(crate) process: Option<PathBuf>,
+    /// Doesn't wait for the process's end.
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// A file for the id of a process whose end is this one's.
+    #[arg(long)]
+    pub(crate) pid_file: Option<PathBuf>,
+    /// Forbids gaining privileges.
+    #[arg(long)]
+    pub(crate) no_new_privs: bool,
+    /// A capability to add.
+    #[arg(short, long)]
+    pub(crate) cap: Vec<String>,
+    /// Refused: descriptors can't be handed to a virtual machine.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) preserve_fds: u32,
+    /// Where a detached process's carrier says how the start went.
+    #[arg(long, hide = true)]
+    pub(crate) report_to: Option<PathBuf>,
+    pub(crate) id: String,
+    /// The command.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) command: Vec<String>,
+}

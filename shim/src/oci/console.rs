@@ -1,0 +1,67 @@
+//! A terminal on the host for a terminal in the guest: its one end goes to the engine over the
+//! console socket, the other is the container's stdin, stdout and stderr.
+
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use hull_sandbox::Stdio;
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+
+/// The streams of a process: a new terminal's if it has one, else this program's own.
+pub(crate) fn streams(terminal: bool, socket: Option<&Path>) -> anyhow::Result<Stdio> {
+    match (terminal, socket) {
+        (true, Some(socket)) => {
+            Stdio::terminal(make(socket)?).context("cannot duplicate the terminal")
+        }
+        (true, None) => {
+            bail!("cannot allocate tty if hull-oci will detach without setting console socket")
+        }
+        (false, Some(_)) => {
+            bail!("cannot use console socket if hull-oci will not detach or allocate tty")
+        }
+        (false, None) => Stdio::own(false).context("cannot use the standard streams"),
+    }
+}
+
+/// Makes a terminal, sends its one end and returns the other.
+fn make(socket: &Path) -> anyhow::Result<OwnedFd> {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = openpt(flags).context("cannot make a terminal")?;
+    grantpt(&master).context("cannot make a terminal")?;
+    unlockpt(&master).context("cannot make a terminal")?;
+    let name = ptsname(&master, Vec::new()).context("cannot name the terminal")?;
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let slave = rustix::fs::open(name.as_c_str(), flags, Mode::empty())
+        .context("cannot open the terminal")?;
+    // The guest's own terminal does what terminals do.
+    let mut modes = tcgetattr(&slave).context("cannot read the terminal's modes")?;
+    modes.make_raw();
+    tcsetattr(&slave, OptionalActions::Now, &modes).context("cannot set the terminal's modes")?;
+    send(socket, &master, name.as_bytes())
+        .with_context(|| format!("cannot send the terminal to \"{}\"", socket.display()))?;
+    Ok(slave)
+}
+
+fn send(socket: &Path, master: &OwnedFd, name: &[u8]) -> anyhow::Result<()> {
+    let socket = UnixStream::connect(socket)?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [master.as_fd()];
+    if !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+        bail!("no room for a descriptor");
+    }
+    sendmsg(
+        &socket,
+        &[IoSlice::new(name)],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )?;
+    Ok(())
+}

@@ -1,0 +1,185 @@
+//! Containers that exist: what they are, signals, stillness, removal.
+
+use std::io::{Write, stdout};
+
+use anyhow::bail;
+use hull_sandbox::{Container, Engine, EngineError, Phase, Status, parse_signal};
+use serde_json::{Value, json};
+
+use crate::args::{DeleteArgs, KillArgs, ListArgs, PsArgs};
+use crate::hooks;
+use crate::log::Log;
+
+/// The version of the runtime spec that is spoken.
+pub(crate) const SPEC_VERSION: &str = "1.2.0";
+
+/// The container with this id, or the words by which engines know that there is none.
+pub(crate) fn find(engine: &Engine, id: &str) -> anyhow::Result<Container> {
+    match engine.get(id) {
+        Err(EngineError::Store(error)) if error.is_missing() => {
+            bail!("container does not exist: {id}")
+        }
+        found => Ok(found?),
+    }
+}
+
+/// A container's state as the runtime spec has it, with what runc adds.
+pub(crate) fn describe(container: &Container) -> anyhow::Result<Value> {
+    let plan = container.plan();
+    let (status, pid) = match container.status()? {
+        Status::Created | Status::Starting => ("creating", 0),
+        Status::Running(running) => {
+            let word = match running.phase {
+                Phase::Held => "created",
+                Phase::Running => "running",
+                Phase::Paused => "paused",
+            };
+            (word, running.monitor_pid)
+        }
+        Status::Exited(_) => ("stopped", 0),
+    };
+    let rootfs = match &plan.root {
+        hull_sandbox::PlannedRoot::Directory(path) => Some(path),
+        hull_sandbox::PlannedRoot::Overlay(_) => None,
+    };
+    Ok(json!({
+        "ociVersion": SPEC_VERSION,
+        "id": plan.id,
+        "pid": pid,
+        "status": status,
+        "bundle": plan.bundle,
+        "rootfs": rootfs,
+        "created": plan.created_at.to_string(),
+        "annotations": plan.labels,
+        "owner": "",
+    }))
+}
+
+/// Prints it.
+pub(crate) fn state(engine: &Engine, id: &str) -> anyhow::Result<u8> {
+    let state = describe(&find(engine, id)?)?;
+    writeln!(stdout(), "{}", serde_json::to_string_pretty(&state)?)?;
+    Ok(0)
+}
+
+/// Sends a signal.
+pub(crate) fn kill(engine: &Engine, args: &KillArgs) -> anyhow::Result<u8> {
+    let signal = parse_signal(&args.signal)?;
+    let container = find(engine, &args.id)?;
+    let sent = match container.status()? {
+        Status::Exited(_) => bail!("container not running"),
+        _ if args.all => container.send_signal(signal, true),
+        _ => container.signal(signal),
+    };
+    match sent {
+        Err(EngineError::NotRunning(_)) => bail!("container not running"),
+        sent => sent?,
+    }
+    Ok(0)
+}
+
+/// Removes a container.
+pub(crate) fn delete(engine: &Engine, args: &DeleteArgs, log: &Log) -> anyhow::Result<u8> {
+    let container = match find(engine, &args.id) {
+        Err(_) if args.force => return Ok(0),
+        found => found?,
+    };
+    let status = container.status()?;
+    let idle = match &status {
+        Status::Running(running) => running.phase == Phase::Held,
+        Status::Created | Status::Exited(_) => true,
+        Status::Starting => false,
+    };
+    if !idle && !args.force {
+        bail!("cannot delete container {} that is not stopped", args.id);
+    }
+    remove(container, log)?;
+    Ok(0)
+}
+
+/// Removes it and runs its last hooks.
+pub(crate) fn remove(container: Container, log: &Log) -> anyhow::Result<()> {
+    let mut state = describe(&container)?;
+    state["status"] = json!("stopped");
+    state["pid"] = json!(0);
+    let spec = container.plan().spec.clone();
+    container.remove(true)?;
+    if let Err(error) = hooks::on_delete(&spec, &state) {
+        // The spec has it logged.
+        log.warn(&error);
+    }
+    Ok(())
+}
+
+/// Lists the containers.
+pub(crate) fn list(engine: &Engine, args: &ListArgs) -> anyhow::Result<u8> {
+    let containers = engine.list()?;
+    let mut out = stdout().lock();
+    if args.quiet {
+        for container in &containers {
+            writeln!(out, "{}", container.id())?;
+        }
+        return Ok(0);
+    }
+    let states = containers.iter().map(describe);
+    let states = states.collect::<anyhow::Result<Vec<Value>>>()?;
+    if args.format == "json" {
+        writeln!(out, "{}", json!(states))?;
+        return Ok(0);
+    }
+    writeln!(
+        out,
+        "{:<24} {:<10} {:<10} {:<32} CREATED",
+        "ID", "PID", "STATUS", "BUNDLE"
+    )?;
+    for state in &states {
+        let word = |name: &str| state[name].as_str().unwrap_or_default().to_owned();
+        writeln!(
+            out,
+            "{:<24} {:<10} {:<10} {:<32} {}",
+            word("id"),
+            state["pid"],
+            word("status"),
+            word("bundle"),
+            word("created")
+        )?;
+    }
+    Ok(0)
+}
+
+/// Lists the processes on the host: the monitor is the one that there is.
+pub(crate) fn ps(engine: &Engine, args: &PsArgs) -> anyhow::Result<u8> {
+    let container = find(engine, &args.id)?;
+    let Status::Running(running) = container.status()? else {
+        bail!("container not running");
+    };
+    match args.format.as_str() {
+        "json" => writeln!(stdout(), "{}", json!([running.monitor_pid]))?,
+        _ => writeln!(stdout(), "PID\n{}", running.monitor_pid)?,
+    }
+    Ok(0)
+}
+
+/// Has it stand still.
+pub(crate) fn pause(engine: &Engine, id: &str) -> anyhow::Result<u8> {
+    find(engine, id)?.pause()?;
+    Ok(0)
+}
+
+/// Lets it go on.
+pub(crate) fn resume(engine: &Engine, id: &str) -> anyhow::Result<u8> {
+    find(engine, id)?.resume()?;
+    Ok(0)
+}
+
+/// Says why not.
+pub(crate) fn update(engine: &Engine, id: &str) -> anyhow::Result<u8> {
+    find(engine, id)?;
+    bail!("update is refused: a virtual machine's memory and processors are fixed when it starts")
+}
+
+/// Says why not.
+pub(crate) fn events(engine: &Engine, id: &str) -> anyhow::Result<u8> {
+    find(engine, id)?;
+    bail!("events is refused: statistics of a guest are not collected yet")
+}
