@@ -39,6 +39,8 @@ pub(crate) enum Command {
     Ps(PsArgs),
     /// Fetch the logs of a container
     Logs(LogsArgs),
+    /// Start one or more stopped containers
+    Start(StartArgs),
     /// Stop one or more running containers
     Stop(StopArgs),
     /// Kill one or more running containers
@@ -185,6 +187,21 @@ fn tail(text: &str) -> Result<Tail, parse::Invalid> {
 
 fn moment(text: &str) -> Result<jiff::Timestamp, parse::Invalid> {
     parse::moment(text, jiff::Timestamp::now())
+}
+
+/// `hull start`.
+#[derive(Debug, Args)]
+pub(crate) struct StartArgs {
+    /// Attach STDOUT/STDERR and forward signals
+    #[arg(short, long)]
+    pub(crate) attach: bool,
+    /// Attach container's STDIN, too
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    #[command(flatten)]
+    pub(crate) keys: DetachKeys,
+    #[command(flatten)]
+    pub(crate) containers: NamesArgs,
 }
 
 /// `hull stop`.

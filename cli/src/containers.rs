@@ -229,7 +229,7 @@ pub(crate) fn wait(engine: &Engine, args: &NamesArgs) -> anyhow::Result<u8> {
 }
 
 /// Does something to each, prints what it says, and goes on when one fails.
-fn each(
+pub(crate) fn each(
     names: &NamesArgs,
     act: impl Fn(&str) -> Result<Option<String>, EngineError>,
 ) -> anyhow::Result<u8> {

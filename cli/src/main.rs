@@ -77,6 +77,7 @@ fn dispatch(command: Command) -> anyhow::Result<u8> {
         Command::Attach(args) => attach::attach(&engine, &args),
         Command::Ps(args) => containers::ps(&engine, &args),
         Command::Logs(args) => logs::logs(&engine, &args),
+        Command::Start(args) => run::start_again(&engine, &args),
         Command::Stop(args) => containers::stop(&engine, &args),
         Command::Kill(args) => containers::kill(&engine, &args),
         Command::Rm(args) => containers::rm(&engine, &args),

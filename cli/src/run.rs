@@ -1,15 +1,17 @@
-//! `hull run`: an image becomes a container, in the foreground or not.
+//! `hull run` and `hull start`: a container runs, in the foreground or not.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, PipeReader, Write, stdout};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use hull_sandbox::{CODE_HULL_FAILED, Container, Engine, EngineError, ProcessStream, Root};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use crate::args::RunArgs;
+use crate::args::{DetachKeys, RunArgs, StartArgs};
+use crate::containers::each;
 use crate::failure::{Coded, exit_code};
 use crate::foreground::{self, Given};
 use crate::images;
@@ -38,8 +40,40 @@ pub(crate) fn run(engine: &Engine, args: &RunArgs) -> anyhow::Result<u8> {
     if args.detach {
         start_detached(container)
     } else {
-        run_foreground(engine, container, args, given)
+        run_foreground(engine, container, &args.keys, given, Unwanted::Removed)
     }
+}
+
+/// What becomes of a container when its start is interrupted.
+#[derive(Debug, Clone, Copy)]
+enum Unwanted {
+    /// It was made for this start.
+    Removed,
+    /// It was there before.
+    Stopped,
+}
+
+/// `hull start`: a container that has ended, or was never started, runs (again).
+pub(crate) fn start_again(engine: &Engine, args: &StartArgs) -> anyhow::Result<u8> {
+    if !args.attach && !args.interactive {
+        return each(&args.containers, |name| {
+            match engine.find(name)?.start(false) {
+                // As wanted, then.
+                Ok(_) | Err(EngineError::IsRunning(_)) => Ok(Some(name.to_owned())),
+                Err(error) => Err(error),
+            }
+        });
+    }
+    let [name] = args.containers.names.as_slice() else {
+        bail!("you cannot start and attach multiple containers at once");
+    };
+    let container = engine.find(name)?;
+    let given = Given {
+        stdin: args.interactive && container.plan().interactive,
+        tty: container.plan().tty,
+    };
+    foreground::check_terminal(given)?;
+    run_foreground(engine, container, &args.keys, given, Unwanted::Stopped)
 }
 
 fn create(engine: &Engine, args: &RunArgs, given: Given) -> anyhow::Result<Container> {
@@ -62,15 +96,17 @@ fn start_detached(mut container: Container) -> anyhow::Result<u8> {
 fn run_foreground(
     engine: &Engine,
     mut container: Container,
-    args: &RunArgs,
+    keys: &DetachKeys,
     given: Given,
+    unwanted: Unwanted,
 ) -> anyhow::Result<u8> {
+    let auto_remove = container.plan().auto_remove;
     let mut signals = Signals::catch().context("cannot catch signals")?;
-    let stream = match start(engine, &mut container, &mut signals)? {
+    let stream = match start(engine, &mut container, &mut signals, unwanted)? {
         Started::Running(stream) => stream,
         Started::Interrupted(signal) => return Ok(128 + signal),
     };
-    match foreground::relay_process(stream, given, &args.keys, &mut signals)? {
+    match foreground::relay_process(stream, given, keys, &mut signals)? {
         // Said last: by now its record is complete, or it is gone.
         End::Exited(status) => Ok(exit_code(status)),
         End::Failed(failure) => Err(Coded {
@@ -78,11 +114,11 @@ fn run_foreground(
             message: failure.message,
         }
         .into()),
-        End::Lost => lost(container, args.rm),
+        End::Lost => lost(container, auto_remove),
         End::Detached => Ok(0),
         End::Interrupted(signal) => Ok(128 + signal),
         End::OutputClosed => {
-            if args.rm {
+            if auto_remove {
                 // Nobody can see it or find it again: it ends as its output has. One that ended
                 // by itself is gone already.
                 let _ = container.remove(true);
@@ -122,22 +158,27 @@ enum Started {
     Interrupted(u8),
 }
 
-/// Starts the container; a signal that asks us to end takes it away again.
+/// Starts the container; a signal that asks us to end ends it too.
 fn start(
     engine: &Engine,
     container: &mut Container,
     signals: &mut Signals,
+    unwanted: Unwanted,
 ) -> anyhow::Result<Started> {
     let id = container.id().to_owned();
     let (done_seen, done) = io::pipe().context("cannot make a pipe")?;
     let (result, interrupted) = std::thread::scope(|scope| {
-        let watching = scope.spawn(|| watch(engine, &id, signals, &done_seen));
+        let take_away = || take_away(engine, &id, unwanted);
+        let watching = scope.spawn(move || watch(take_away, signals, &done_seen));
         let result = container.start(true);
         drop(done);
         (result, watching.join().unwrap_or(None))
     });
     match (result, interrupted) {
-        (_, Some(signal)) => Ok(Started::Interrupted(signal)),
+        (_, Some(signal)) => {
+            take_away(engine, &id, unwanted);
+            Ok(Started::Interrupted(signal))
+        }
         (Ok(Some(stream)), None) => {
             tell_notice(container);
             Ok(Started::Running(stream))
@@ -157,31 +198,46 @@ fn tell_notice(container: &Container) {
 
 /// Waits until the start is done. A signal that asks us to end takes the container away, which
 /// ends the start; other signals are kept.
-fn watch(engine: &Engine, id: &str, signals: &mut Signals, done: &PipeReader) -> Option<u8> {
+fn watch(take_away: impl Fn(), signals: &mut Signals, done: &PipeReader) -> Option<u8> {
+    let mut interrupted = None;
     loop {
-        let mut fds = [
-            PollFd::new(done, PollFlags::IN),
-            PollFd::new(&*signals, PollFlags::IN),
-        ];
-        match poll(&mut fds, None) {
+        let mut fds = vec![PollFd::new(done, PollFlags::IN)];
+        if interrupted.is_none() {
+            fds.push(PollFd::new(&*signals, PollFlags::IN));
+        }
+        let again = interrupted.map(|_| TRY_AGAIN);
+        match poll(&mut fds, again.as_ref()) {
             Err(Errno::INTR) => continue,
-            Err(_) => return None,
-            Ok(_) if !fds[0].revents().is_empty() => return None,
+            Err(_) => return interrupted,
+            Ok(_) if !fds[0].revents().is_empty() => return interrupted,
             Ok(_) => {}
         }
+        if interrupted.is_some() {
+            take_away();
+            continue;
+        }
         for signal in signals.take() {
-            if Signals::ends(signal) {
-                take_away(engine, id);
-                return Some(signal);
+            match Signals::ends(signal) {
+                true => interrupted = Some(signal),
+                false => signals.keep(signal),
             }
-            signals.keep(signal);
         }
     }
 }
 
-/// Removes a container whose start is not wanted any more.
-fn take_away(engine: &Engine, id: &str) {
-    let _ = engine.find(id).and_then(|container| container.remove(true));
+/// How long a monitor that can't be reached yet is given: its socket is among its first acts.
+const TRY_AGAIN: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 20_000_000,
+};
+
+/// Ends a container whose start is not wanted any more. Until its monitor can be reached this
+/// fails; it is tried again, last when the start is done.
+fn take_away(engine: &Engine, id: &str, unwanted: Unwanted) {
+    let _ = engine.find(id).and_then(|container| match unwanted {
+        Unwanted::Removed => container.remove(true),
+        Unwanted::Stopped => container.stop(Some(Duration::ZERO)),
+    });
 }
 
 /// `--cidfile`: made before the container so that two runs can't have the same.

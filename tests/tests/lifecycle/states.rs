@@ -197,6 +197,36 @@ fn what_a_container_writes_is_its_own_and_goes_with_it() {
 }
 
 #[test]
+fn one_that_has_ended_runs_again() {
+    let Some(hull) = Hull::new() else { return };
+    let image = hull.image();
+    let script = "echo run >> /runs; cat /runs; exit $(wc -l < /runs)";
+    let first = ["run", "--name", "again", &image, "sh", "-c", script];
+    let (once, twice) = ("run\n", "run\nrun\n");
+    let all = |output: hull_tests::process::Output| output.all();
+    assert_eq!(
+        all(hull.cmd(first).output()),
+        (1, once.into(), String::new())
+    );
+    let second = hull.cmd(["start", "-a", "again"]).output();
+    assert_eq!(all(second), (2, twice.into(), String::new()));
+    assert_eq!(hull.cmd(["start", "again"]).output().ok(), "again\n");
+    assert_eq!(hull.cmd(["wait", "again"]).output().ok(), "3\n");
+    let log = hull.cmd(["logs", "again"]).output().ok();
+    assert_eq!(log, format!("{once}{twice}run\nrun\nrun\n"));
+    hull.cmd(["run", "-d", "--name", "lives", &image, "sleep", "999"])
+        .output()
+        .ok();
+    let some = hull.cmd(["start", "lives", "nobody"]).output();
+    assert_eq!((some.code, some.text()), (1, "lives\n".into()));
+    assert!(
+        some.errors().contains("No such container: nobody"),
+        "{some:?}"
+    );
+    hull.cmd(["rm", "-f", "again", "lives"]).output().ok();
+}
+
+#[test]
 fn a_lack_of_memory_is_told() {
     let Some(hull) = Hull::new() else { return };
     let image = hull.image();
