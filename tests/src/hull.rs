@@ -78,6 +78,12 @@ impl Hull {
         None
     }
 
+    /// The program under test; Hull's others lie beside it.
+    #[must_use]
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// A directory of the test's own, on the file system that holds Hull's state.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 /// Hull's own processes on the host.
-const PROGRAMS: [&str; 2] = ["hull", "hull-monitor"];
+const PROGRAMS: [&str; 3] = ["hull", "hull-monitor", "hull-oci"];
 const CGROUPS: &str = "/sys/fs/cgroup/hull";
 
 /// Where one Hull keeps things, and the ids of the containers it ever had.

@@ -20,6 +20,13 @@ const TOOLS: &[(&str, &str)] = &[
     ("skopeo", "skopeo"),
     ("docker-registry", "docker-registry"),
     ("busybox", "busybox-static"),
+    ("podman", "podman"),
+    ("buildah", "buildah"),
+    ("conmon", "conmon"),
+    (
+        "/etc/containers/policy.json",
+        "golang-github-containers-common",
+    ),
 ];
 
 /// The suite that tests the emulated host itself, from outside.

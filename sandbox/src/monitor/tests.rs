@@ -109,6 +109,19 @@ fn plan(change: impl FnOnce(&mut RunRequest)) -> Plan {
     crate::plan::plan(&request, identity, &settings, &facts).unwrap()
 }
 
+fn running() -> Record {
+    Record {
+        entry: None,
+        running: Running {
+            monitor_pid: 1,
+            guest_pid: 7,
+            started_at: Timestamp::UNIX_EPOCH,
+            phase: Phase::Running,
+            kernel: String::new(),
+        },
+    }
+}
+
 fn bench(change: impl FnOnce(&mut RunRequest)) -> Bench {
     let directory = tempfile::tempdir().unwrap();
     let plan = plan(change);
@@ -137,16 +150,7 @@ fn bench(change: impl FnOnce(&mut RunRequest)) -> Bench {
             log: LogWriter::open(log_path.clone(), 1 << 30).unwrap(),
             listener,
             attached: Some(attached),
-            record: Record {
-                entry: None,
-                running: Running {
-                    monitor_pid: 1,
-                    guest_pid: 7,
-                    started_at: Timestamp::UNIX_EPOCH,
-                    phase: Phase::Running,
-                    kernel: String::new(),
-                },
-            },
+            record: running(),
             jail: Vec::new(),
             kill_grace: Duration::from_millis(10),
         })

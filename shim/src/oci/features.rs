@@ -40,7 +40,9 @@ pub(crate) fn spec(args: &SpecArgs) -> anyhow::Result<u8> {
     let path = args.bundle.join("config.json");
     let file =
         File::create_new(&path).with_context(|| format!("cannot create \"{}\"", path.display()))?;
-    serde_json::to_writer_pretty(file, &Spec::default())
+    let mut spec = Spec::default();
+    spec.set_hostname(Some("hull".to_owned()));
+    serde_json::to_writer_pretty(file, &spec)
         .with_context(|| format!("cannot write \"{}\"", path.display()))?;
     Ok(0)
 }
