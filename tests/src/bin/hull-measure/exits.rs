@@ -12,6 +12,9 @@ use rustix::mount::{MountFlags, mount};
 const TRACING: &str = "/sys/kernel/tracing";
 const EVENT: &str = "/sys/kernel/tracing/events/kvm/kvm_exit";
 
+/// A page that the guest has not touched before.
+pub(crate) const FAULT: &str = "nested page fault";
+
 /// Exit codes of AMD's SVM (APM volume 2, appendix C) that are met here.
 const REASONS: [(u64, &str); 24] = [
     (0x40, "exception: divide"),
@@ -37,7 +40,7 @@ const REASONS: [(u64, &str); 24] = [
     (0x7f, "shutdown"),
     (0x81, "vmmcall"),
     (0x8d, "xsetbv"),
-    (0x400, "nested page fault"),
+    (0x400, FAULT),
 ];
 
 /// Counts from its making on; dropping it stops.

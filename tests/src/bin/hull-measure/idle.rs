@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::exits::Exits;
 use crate::memory::{self, Memory};
-use crate::programs::{Place, Program};
+use crate::programs::{COLD, Place, Program};
 use crate::timing::{self, now};
 
 /// Time from a start until what was begun at the start is done.
@@ -33,7 +33,7 @@ pub(crate) struct Seen {
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Marks {
-    monitor: u64,
+    pub(crate) monitor: u64,
     built: u64,
     pub(crate) agent: u64,
     pub(crate) ready: u64,
@@ -88,9 +88,11 @@ pub(crate) fn inspect(place: &Place, name: &str, log: &Path) -> Result<Inspected
 }
 
 /// Starts an idle sandbox of Hull's and gives when, and what it says of itself.
-fn start_hull(place: &Place, log: &Path) -> Result<(u64, Inspected)> {
+fn start_hull(place: &Place, cold: bool, log: &Path) -> Result<(u64, Inspected)> {
     let start = now();
-    let run = ["run", "-d", "--name", NAME, "bench", "sleep", "infinity"];
+    let mut run = vec!["run", "-d", "--name", NAME];
+    run.extend(cold.then_some(COLD));
+    run.extend(["bench", "sleep", "infinity"]);
     crate::output(&place.hull(&run), log)?;
     Ok((start, inspect(place, NAME, log)?))
 }
@@ -100,9 +102,9 @@ pub(crate) fn remove(place: &Place, name: &str, log: &Path) -> Result<()> {
     crate::output(&place.hull(&["rm", "-f", name]), log).map(drop)
 }
 
-/// The stages of one cold start.
-pub(crate) fn marks(place: &Place, log: &Path) -> Result<Marks> {
-    let seen = start_hull(place, log);
+/// The stages of one start.
+pub(crate) fn marks(place: &Place, cold: bool, log: &Path) -> Result<Marks> {
+    let seen = start_hull(place, cold, log);
     remove(place, NAME, log)?;
     let (start, inspected) = seen?;
     Ok(inspected.start_marks.since(start))
@@ -111,7 +113,8 @@ pub(crate) fn marks(place: &Place, log: &Path) -> Result<Marks> {
 /// Starts an idle sandbox, watches it and ends it.
 pub(crate) fn watch(place: &Place, program: Program, log: &Path) -> Result<Seen> {
     if program == Program::Hull {
-        let seen = start_hull(place, log).and_then(|(_, inspected)| settled(inspected.monitor_pid));
+        let seen =
+            start_hull(place, false, log).and_then(|(_, inspected)| settled(inspected.monitor_pid));
         remove(place, NAME, log)?;
         return seen;
     }

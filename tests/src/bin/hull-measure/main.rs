@@ -80,8 +80,9 @@ impl Bench<'_> {
         {
             return self.fail("load the image", &error);
         }
-        let parts: [(&str, Part<Self>); 5] = [
+        let parts: [(&str, Part<Self>); 6] = [
             ("time starts", Self::starts),
+            ("time restores", Self::restores),
             ("time the first process", Self::first_process),
             ("count exits", Self::exits),
             ("watch an idle sandbox", Self::idle),
@@ -122,16 +123,44 @@ impl Bench<'_> {
 
     /// `true` from exec to exit.
     fn starts(&mut self) -> Result<()> {
-        if !self.wants(&["cold_run_true_instructions"]) {
+        for (figure, cold) in [
+            ("cold_run_true_instructions", true),
+            ("run_true_instructions", false),
+        ] {
+            if !self.wants(&[figure]) || self.only_cold(cold) {
+                continue;
+            }
+            let argv = self.place.run_true(self.program, cold);
+            for _ in 0..WARM {
+                timing::time(&argv, &self.log())?;
+            }
+            for _ in 0..self.order.runs {
+                let timing = timing::time(&argv, &self.log())?;
+                self.add(figure, instructions(timing.end));
+            }
+        }
+        Ok(())
+    }
+
+    /// QEMU has no templates; a container's runtime has but one kind of start.
+    fn only_cold(&self, cold: bool) -> bool {
+        self.program == Program::Qemu && !cold
+    }
+
+    /// From a monitor's first instruction to the answer of an agent that was copied.
+    fn restores(&mut self) -> Result<()> {
+        let figure = "restore_instructions";
+        if self.program != Program::Hull || !self.wants(&[figure]) {
             return Ok(());
         }
-        let argv = self.place.run_true(self.program);
         for _ in 0..WARM {
-            timing::time(&argv, &self.log())?;
+            idle::marks(self.place, false, &self.log())?;
         }
         for _ in 0..self.order.runs {
-            let timing = timing::time(&argv, &self.log())?;
-            self.add("cold_run_true_instructions", instructions(timing.end));
+            let marks = idle::marks(self.place, false, &self.log())?;
+            self.add(figure, instructions(marks.ready - marks.monitor));
+            let title = "hull: instructions from exec to each stage, from a template".to_owned();
+            self.findings.details.insert(title, marks.stages());
         }
         Ok(())
     }
@@ -156,7 +185,7 @@ impl Bench<'_> {
                 self.add(FIRST, rung);
                 continue;
             }
-            let marks = idle::marks(self.place, &self.log())?;
+            let marks = idle::marks(self.place, true, &self.log())?;
             self.add(FIRST, instructions(marks.agent));
             self.add(READY, instructions(marks.ready));
             let stages = marks.stages();
@@ -167,19 +196,29 @@ impl Bench<'_> {
     }
 
     fn exits(&mut self) -> Result<()> {
-        let figure = "cold_run_true_exits";
-        if matches!(self.program, Program::Runtime(_)) || !self.wants(&[figure]) {
+        const FAULTS: &str = "run_true_faults";
+        if matches!(self.program, Program::Runtime(_)) {
             return Ok(());
         }
-        let argv = self.place.run_true(self.program);
-        timing::time(&argv, &self.log())?;
-        for _ in 0..self.order.runs {
-            let exits = Exits::count()?;
+        for (figure, cold) in [("cold_run_true_exits", true), ("run_true_exits", false)] {
+            let wanted = self.wants(&[figure]) || !cold && self.wants(&[FAULTS]);
+            if !wanted || self.only_cold(cold) {
+                continue;
+            }
+            let argv = self.place.run_true(self.program, cold);
             timing::time(&argv, &self.log())?;
-            let reasons = exits.read()?;
-            self.add(figure, reasons.iter().map(|(_, count)| count).sum());
-            let title = format!("{}: exits of a cold start by reason", self.name);
-            self.findings.details.insert(title, reasons);
+            for _ in 0..self.order.runs {
+                let exits = Exits::count()?;
+                timing::time(&argv, &self.log())?;
+                let reasons = exits.read()?;
+                self.add(figure, reasons.iter().map(|(_, count)| count).sum());
+                let fault = reasons.iter().find(|(name, _)| name == exits::FAULT);
+                if !cold {
+                    self.add(FAULTS, fault.map_or(0.0, |(_, count)| *count));
+                }
+                let title = format!("{}: {figure} by reason", self.name);
+                self.findings.details.insert(title, reasons);
+            }
         }
         Ok(())
     }

@@ -13,6 +13,9 @@ const CMDLINE: &str = "console=hvc0 quiet reboot=t rcupdate.rcu_expedited=1 nore
     initcall_blacklist=slab_late_init dummy.numdummies=0 tsc=reliable \
     sysctl.vm.compaction_proactiveness=0 swiotlb=noforce";
 
+/// What makes a start of Hull's boot.
+pub(crate) const COLD: &str = "--no-template";
+
 /// One of the programs compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Program {
@@ -55,8 +58,10 @@ impl Place {
     }
 
     /// A start whose command is `true`; for QEMU, whose guest has no container, the doorbell.
-    pub(crate) fn run_true(&self, program: Program) -> Vec<String> {
+    /// Only Hull's starts can be other than cold.
+    pub(crate) fn run_true(&self, program: Program, cold: bool) -> Vec<String> {
         match program {
+            Program::Hull if cold => self.hull(&["run", "--rm", COLD, "bench", "true"]),
             Program::Hull => self.hull(&["run", "--rm", "bench", "true"]),
             Program::Qemu => self.qemu(""),
             Program::Runtime(name) => self.runtime(name, "true"),
@@ -66,7 +71,7 @@ impl Place {
     /// A start whose command is the doorbell.
     pub(crate) fn run_bell(&self, program: Program) -> Vec<String> {
         match program {
-            Program::Hull => self.hull(&["run", "--rm", "bench", "bell"]),
+            Program::Hull => self.hull(&["run", "--rm", COLD, "bench", "bell"]),
             Program::Qemu => self.qemu(""),
             Program::Runtime(name) => self.runtime(name, "bell"),
         }
