@@ -1,0 +1,178 @@
+//! Starts from templates: like cold ones, each its own machine, whatever happens to the template.
+
+#![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use hull_tests::hull::Hull;
+use hull_tests::process::Output;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+
+/// What no two machines may have in common, one a line.
+const UNIQUE: &str = "cat /proc/sys/kernel/random/boot_id; hostname; \
+    od -An -N16 -tx1 /dev/urandom; cat /etc/machine-id 2>/dev/null || hostname";
+/// What all of one shape have in common.
+const COMMON: &str = "uname -srm; nproc; id; pwd; ulimit -a; env | grep -v HOSTNAME; ls /dev; \
+    cut -d' ' -f2- /proc/self/mounts; grep -i memtotal /proc/meminfo; cat /proc/sys/kernel/pid_max";
+
+fn run(hull: &Hull, script: &str) -> Output {
+    hull.cmd(["run", "--rm", &hull.image(), "sh", "-c", script])
+        .output()
+}
+
+/// The one template of this Hull, asserted to be usable.
+#[track_caller]
+fn only_template(hull: &Hull) -> PathBuf {
+    let format = ["template", "ls", "--format", "{{.ID}} {{.Status}}"];
+    let listed = hull.cmd(format).output().ok();
+    let words: Vec<&str> = listed.split_whitespace().collect();
+    let [name, "usable"] = words.as_slice() else {
+        panic!("{listed:?}")
+    };
+    hull.state_dir().join("templates").join(name)
+}
+
+fn now() -> f64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap().as_secs_f64()
+}
+
+#[test]
+fn a_copy_is_like_a_guest_that_booted_and_knows_the_time() {
+    let Some(hull) = Hull::new() else { return };
+    let image = hull.image();
+    let cold = ["run", "--rm", "--no-template", &image, "sh", "-c", COMMON];
+    let booted = hull.cmd(cold).output().ok();
+    assert!(!hull.state_dir().join("templates").exists());
+    assert_eq!(run(&hull, COMMON).ok(), booted);
+    let template = only_template(&hull);
+    assert_eq!(run(&hull, COMMON).ok(), booted);
+    assert_eq!(only_template(&hull), template, "it was made again");
+    // Seconds since the epoch by the guest's clock, and how long it says it has been up.
+    let before = now();
+    let said = run(&hull, "date +%s; date +%s > /now; sleep 1; date +%s").ok();
+    let after = now();
+    let times: Vec<f64> = said.lines().map(|line| line.parse().unwrap()).collect();
+    let in_order = [before.floor(), times[0], times[1], after];
+    assert!(in_order.is_sorted() && times[1] > times[0], "{in_order:?}");
+}
+
+#[test]
+fn starts_at_once_make_one_template_and_differ() {
+    let Some(hull) = Hull::new() else { return };
+    hull.image();
+    let mut seen = HashSet::new();
+    for count in [3, 2] {
+        let script = ["sh", "-c", UNIQUE];
+        let image = hull.image();
+        let words = ["run", "--rm", &image].into_iter().chain(script);
+        let starts: Vec<_> = (0..count)
+            .map(|_| hull.cmd(words.clone()).spawn())
+            .collect();
+        for start in starts {
+            let done = start.wait();
+            assert_eq!((done.code, done.errors()), (0, String::new()));
+            let lines: HashSet<String> = done.text().lines().map(str::to_owned).collect();
+            assert!(lines.len() >= 3, "{lines:?}");
+            for line in lines {
+                assert!(seen.insert(line.clone()), "{line} came twice");
+            }
+        }
+        only_template(&hull);
+    }
+}
+
+#[test]
+fn a_harmed_template_is_told_once_and_replaced() {
+    let Some(hull) = Hull::new() else { return };
+    assert_eq!(
+        run(&hull, "echo ok").all(),
+        (0, "ok\n".into(), String::new())
+    );
+    let harms: [(&str, &dyn Fn(&File)); 2] = [
+        ("truncated", &|file| file.set_len(100 << 20).unwrap()),
+        ("flipped", &|file| {
+            file.write_all_at(b"!", 16 << 20).unwrap()
+        }),
+    ];
+    for (what, harm) in harms {
+        let template = only_template(&hull);
+        harm(&File::options().write(true).open(&template).unwrap());
+        let told = run(&hull, "echo ok");
+        assert_eq!((told.code, told.text()), (0, "ok\n".into()), "{what}");
+        let words = told.errors();
+        assert!(
+            words.contains("started without a template"),
+            "{what}: {words}"
+        );
+        assert!(words.contains(&*template.to_string_lossy()), "{words}");
+        assert_eq!(
+            run(&hull, "echo ok").all(),
+            (0, "ok\n".into(), String::new())
+        );
+    }
+}
+
+#[test]
+fn a_template_removed_in_use_stays_with_those_who_use_it() {
+    let Some(hull) = Hull::new() else { return };
+    let image = hull.image();
+    let name = hull.cmd(["template", "build"]).output().ok();
+    assert_eq!(only_template(&hull).file_name().unwrap(), name.trim());
+    let words = ["run", "-d", "--name", "user", &image, "sleep", "999"];
+    hull.cmd(words).output().ok();
+    let removed = hull.cmd(["template", "rm", name.trim()]).output().ok();
+    assert_eq!(removed, name);
+    // Programs that it has not touched yet come from the template's pages.
+    let script = "ls -lR /proc/1/ns | wc -l; find /sys/kernel | wc -l; echo fine";
+    let said = hull.cmd(["exec", "user", "sh", "-c", script]).output().ok();
+    assert!(said.ends_with("fine\n"), "{said}");
+    let again = hull.cmd(["template", "rm", name.trim()]).output();
+    assert_eq!(again.code, 1);
+    assert!(again.errors().contains("no such template"), "{again:?}");
+    assert_eq!(run(&hull, "echo ok").ok(), "ok\n");
+    only_template(&hull);
+}
+
+#[test]
+fn a_start_killed_while_it_makes_a_template_leaves_none_in_part() {
+    let Some(hull) = Hull::new() else { return };
+    let begun = std::time::Instant::now();
+    run(&hull, "true").ok();
+    let whole = begun.elapsed();
+    for moment in 1..=2 {
+        hull.cmd(["template", "rm", "--all"]).output().ok();
+        let words = ["run", "--rm", &hull.image(), "true"];
+        let starting = hull.cmd(words).spawn();
+        later(starting.pid(), whole * moment / 3);
+        for pid in hull.processes() {
+            let pid = Pid::from_raw(pid).unwrap();
+            // The command ends by itself when its monitor is gone.
+            if pid != starting.pid() {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+        let _ended = starting.wait();
+        let left = fs::read_dir(hull.state_dir().join("templates"));
+        for file in left.into_iter().flatten().flatten() {
+            assert_eq!(file.path(), only_template(&hull), "half a template");
+        }
+        assert_eq!(
+            run(&hull, "echo ok").all(),
+            (0, "ok\n".into(), String::new())
+        );
+    }
+}
+
+/// Lets this much time go by, or less if the process ends before.
+fn later(process: Pid, time: Duration) {
+    if let Ok(process) = pidfd_open(process, PidfdFlags::empty()) {
+        let mut ended = [PollFd::new(&process, PollFlags::IN)];
+        poll(&mut ended, Some(&Timespec::try_from(time).unwrap())).unwrap();
+    }
+}
