@@ -31,10 +31,8 @@ fn only_template(hull: &Hull) -> PathBuf {
     let format = ["template", "ls", "--format", "{{.ID}} {{.Status}}"];
     let listed = hull.cmd(format).output().ok();
     let words: Vec<&str> = listed.split_whitespace().collect();
-    let [name, "usable"] = words.as_slice() else {
-        panic!("{listed:?}")
-    };
-    hull.state_dir().join("templates").join(name)
+    assert!(matches!(words.as_slice(), [_, "usable"]), "{listed:?}");
+    hull.state_dir().join("templates").join(words[0])
 }
 
 fn now() -> f64 {
@@ -94,7 +92,8 @@ fn a_harmed_template_is_told_once_and_replaced() {
         run(&hull, "echo ok").all(),
         (0, "ok\n".into(), String::new())
     );
-    let harms: [(&str, &dyn Fn(&File)); 2] = [
+    type Harm<'a> = (&'static str, &'a dyn Fn(&File));
+    let harms: [Harm<'_>; 2] = [
         ("truncated", &|file| file.set_len(100 << 20).unwrap()),
         ("flipped", &|file| {
             file.write_all_at(b"!", 16 << 20).unwrap()
