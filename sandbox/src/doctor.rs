@@ -6,24 +6,14 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 
-use rustix::fs::{Access, access, statfs};
+use rustix::fs::{Access, access};
 use serde::Serialize;
 
 use crate::settings::Settings;
-use crate::{cgroup, sys};
+use crate::{cgroup, rootfs, sys};
 
 /// First bytes of an ELF image.
 const ELF: [u8; 4] = *b"\x7fELF";
-
-/// File systems that can't hold an overlay's writable layer, by the magic number that statfs(2)
-/// gives (linux/magic.h).
-const NO_UPPER: [(i64, &str); 5] = [
-    (0x794c_7630, "overlay"),
-    (0x6969, "nfs"),
-    (0x0102_1997, "9p"),
-    (0x6573_5546, "fuse"),
-    (0x4d44, "vfat"),
-];
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -207,16 +197,15 @@ fn directory(subject: &str, path: &Path, holds_layers: bool) -> Finding {
         let remedy = "choose another in the settings, or change its owner";
         return wrong(Health::Broken, subject, seen, remedy);
     }
-    let magic = statfs(place).map_or(0, |stat| stat.f_type);
-    match NO_UPPER.iter().find(|(known, _)| *known == magic) {
-        Some((_, kind)) if holds_layers => wrong(
+    match rootfs::unfit_for_layers(place) {
+        Some(kind) if holds_layers => wrong(
             Health::Broken,
             subject,
             format!(
                 "{} lies on {kind}, which can't hold a container's layer",
                 path.display()
             ),
-            "set state_dir in the settings to a place on ext4, xfs, btrfs or tmpfs",
+            rootfs::FIT_FOR_LAYERS,
         ),
         _ => good(subject, path.display().to_string()),
     }

@@ -18,13 +18,34 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, statfs};
 use rustix::mount::{MountFlags, mount, mount_bind_recursive, mount_remount};
 
 use crate::names;
 use crate::plan::{Export, ExportSource, FILE_NAME, Plan, PlannedRoot, ROOT_NAME};
 use crate::store::Entry;
 use crate::sys;
+
+/// File systems that can't hold an overlay's writable layer, by the magic number that statfs(2)
+/// gives (linux/magic.h).
+const NO_UPPER: [(i64, &str); 5] = [
+    (0x794c_7630, "overlay"),
+    (0x6969, "nfs"),
+    (0x0102_1997, "9p"),
+    (0x6573_5546, "fuse"),
+    (0x4d44, "vfat"),
+];
+
+/// What to do about a state directory on one of them.
+pub(crate) const FIT_FOR_LAYERS: &str =
+    "set state_dir in the settings to a place on ext4, xfs, btrfs or tmpfs";
+
+/// The kind of file system that `path` lies on, if an overlay's writable layer can't.
+pub(crate) fn unfit_for_layers(path: &Path) -> Option<&'static str> {
+    let magic = statfs(path).ok()?.f_type;
+    let unfit = NO_UPPER.iter().find(|(known, _)| *known == magic);
+    unfit.map(|(_, kind)| *kind)
+}
 
 /// A directory that could not be put together.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +63,16 @@ pub(crate) enum RootfsError {
     /// The namespace could not be had.
     #[error("cannot enter a mount namespace of its own")]
     Namespace(#[source] io::Error),
+    /// The container's own layer can't lie where it does.
+    #[error(
+        "cannot mount an overlay: \"{path}\" lies on {kind}, which can't hold a container's layer; {FIT_FOR_LAYERS}"
+    )]
+    Unfit {
+        /// Where the writable layer lies.
+        path: PathBuf,
+        /// On which kind of file system.
+        kind: &'static str,
+    },
     /// The overlay could not be mounted.
     #[error("cannot mount an overlay of {layers} layers at \"{path}\"")]
     Overlay {
@@ -154,7 +185,13 @@ fn root_directory(entry: &Entry, plan: &Plan, base: &Path) -> Result<PathBuf, Ro
         MountFlags::NODEV | MountFlags::NOSUID,
         options.as_c_str(),
     )
-    .map_err(|error| failed(error.into()))?;
+    .map_err(|error| match unfit_for_layers(&upper) {
+        Some(kind) => RootfsError::Unfit {
+            path: upper.clone(),
+            kind,
+        },
+        None => failed(error.into()),
+    })?;
     Ok(target)
 }
 

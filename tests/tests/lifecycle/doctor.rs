@@ -1,6 +1,10 @@
 //! `hull doctor` on a host that can run containers.
 
+use std::ffi::CString;
+use std::fs;
+
 use hull_tests::hull::Hull;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::Value;
 
 #[test]
@@ -16,4 +20,37 @@ fn a_good_host_is_said_to_be_one() {
     for finding in findings {
         assert_ne!(finding["health"], "broken", "{finding}");
     }
+}
+
+#[test]
+fn a_state_directory_that_cannot_hold_layers_is_said_to_be_one() {
+    let Some(hull) = Hull::new() else { return };
+    let image = hull.image();
+    let state = hull.state_dir();
+    let [upper, work] = ["upper", "work"].map(|name| hull.path().join(name));
+    fs::create_dir(&upper).unwrap();
+    fs::create_dir(&work).unwrap();
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        state.display(),
+        upper.display(),
+        work.display()
+    );
+    let options = CString::new(options).unwrap();
+    mount(
+        "state",
+        &state,
+        "overlay",
+        MountFlags::empty(),
+        options.as_c_str(),
+    )
+    .unwrap();
+    let doctor = hull.cmd(["doctor"]).output();
+    let ran = hull.cmd(["run", "--rm", &image, "true"]).output();
+    let listed = hull.cmd(["ps", "-aq"]).output();
+    unmount(&state, UnmountFlags::empty()).unwrap();
+    let says = |text: &str| text.contains("lies on overlay") && text.contains("state_dir");
+    assert!(doctor.code != 0 && says(&doctor.text()), "{doctor:?}");
+    assert!(ran.code == 125 && says(&ran.errors()), "{ran:?}");
+    assert_eq!(listed.ok(), "");
 }
