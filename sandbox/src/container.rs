@@ -100,8 +100,8 @@ impl Container {
             return Ok(Status::Exited(record));
         }
         match self.entry.running()? {
-            Some(running) => Ok(Status::Exited(died(Some(running.started_at)))),
-            None if self.entry.boot_log_path().exists() => Ok(Status::Exited(died(None))),
+            Some(running) => Ok(Status::Exited(self.died(Some(running.started_at)))),
+            None if self.entry.boot_log_path().exists() => Ok(Status::Exited(self.died(None))),
             None => Ok(Status::Created),
         }
     }
@@ -219,8 +219,9 @@ impl Container {
         })
     }
 
-    /// Runs another process in it. The stream's first frame is `Started` or `Failed`; closing
-    /// the stream early kills the process.
+    /// Runs another process in it. The stream's first frame is `Started` or `Failed`. Closing
+    /// the stream early leaves the process to itself, as Docker does: its input ends, its output
+    /// goes nowhere, and it lives on.
     ///
     /// # Errors
     /// If the container doesn't run.
@@ -364,14 +365,14 @@ impl Container {
         })
     }
 
-    /// The last part of its VM's console.
+    /// The last part of its VM's console, and what its monitor had to say.
     ///
     /// # Errors
     /// If there is one and it can't be read.
     pub fn boot_log(&self) -> Result<Vec<u8>, EngineError> {
         let path = self.entry.boot_log_path();
         let mut text = Vec::new();
-        for path in [older(&path), path] {
+        for path in [older(&path), path, self.entry.journal_path()] {
             match fs::read(&path) {
                 Ok(bytes) => text.extend(bytes),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -468,6 +469,26 @@ impl Container {
             .map_err(|error| self.failed(action, error))
     }
 
+    /// What is known of a container whose monitor was killed.
+    fn died(&self, started_at: Option<Timestamp>) -> ExitRecord {
+        let journal = fs::read_to_string(self.entry.journal_path()).unwrap_or_default();
+        let why = match journal.lines().next_back() {
+            Some(last_words) => format!("the monitor died: {last_words}"),
+            None => "the monitor died".to_owned(),
+        };
+        ExitRecord {
+            code: match started_at {
+                Some(_) => 128 + SIGKILL,
+                None => CODE_HULL_FAILED,
+            },
+            signal: started_at.map(|_| SIGKILL),
+            oom: false,
+            started_at,
+            finished_at: started_at.unwrap_or(Timestamp::UNIX_EPOCH),
+            error: Some(why),
+        }
+    }
+
     fn failed(&self, action: &'static str, source: ControlError) -> EngineError {
         if matches!(source, ControlError::Gone) {
             return EngineError::NotRunning(self.plan.id.clone());
@@ -477,21 +498,6 @@ impl Container {
             id: self.plan.id.clone(),
             source,
         }
-    }
-}
-
-/// What is known of a container whose monitor was killed.
-fn died(started_at: Option<Timestamp>) -> ExitRecord {
-    ExitRecord {
-        code: match started_at {
-            Some(_) => 128 + SIGKILL,
-            None => CODE_HULL_FAILED,
-        },
-        signal: started_at.map(|_| SIGKILL),
-        oom: false,
-        started_at,
-        finished_at: started_at.unwrap_or(Timestamp::UNIX_EPOCH),
-        error: Some("the monitor died".to_owned()),
     }
 }
 

@@ -497,6 +497,10 @@ impl Entry {
         self.directory.join("boot.log")
     }
 
+    pub(crate) fn journal_path(&self) -> PathBuf {
+        self.directory.join("monitor.log")
+    }
+
     pub(crate) fn socket_path(&self) -> PathBuf {
         self.run.join("control.sock")
     }

@@ -16,6 +16,7 @@ mod client;
 mod driver;
 mod guest;
 mod jail;
+mod journal;
 mod peer;
 mod stdin;
 #[cfg(test)]
@@ -177,6 +178,7 @@ impl Monitor {
     ) -> Result<(Driver<'a>, Option<Carrier>, Option<Cgroup>), Failed> {
         let (attached, carrier) = Carrier::of(streams).map_err(stage("open"))?;
         self.entry.forget_run().map_err(stage("open"))?;
+        journal::begin(&self.entry.journal_path());
         let listener = self.listen().map_err(stage("open"))?;
         let log = LogWriter::open(self.entry.log_path(), plan.log_limit_bytes)
             .map_err(OpenError::log(&self.entry))
