@@ -208,7 +208,7 @@ pub(crate) fn kill(engine: &Engine, args: &KillArgs) -> anyhow::Result<u8> {
 
 /// `hull rm`.
 pub(crate) fn rm(engine: &Engine, args: &RmArgs) -> anyhow::Result<u8> {
-    each(&args.containers, |name| match engine.find(name) {
+    let code = each(&args.containers, |name| match engine.find(name) {
         // What is asked for is so already, which force takes for success.
         Err(EngineError::Store(error)) if error.is_missing() && args.force => {
             report_one(&error.into());
@@ -218,7 +218,10 @@ pub(crate) fn rm(engine: &Engine, args: &RmArgs) -> anyhow::Result<u8> {
             found?.remove(args.force)?;
             Ok(Some(name.to_owned()))
         }
-    })
+    });
+    // What others left behind goes along; a sweep that fails is tried again.
+    let _ = engine.sweep();
+    code
 }
 
 /// `hull wait`.

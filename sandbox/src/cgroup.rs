@@ -3,15 +3,24 @@
 //!
 //! Made only when there is such a limit. Lies at `hull/ID` below the root of cgroup v2.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::statfs;
+
+use crate::names;
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
 const CGROUP2_MAGIC: i64 = 0x6367_7270;
+/// The cgroup of all of Hull's.
+const PARENT: &str = "hull";
+/// How long processes that end or were killed may take to leave.
+const EMPTYING: Duration = Duration::from_secs(5);
 /// Microseconds over which a quota is counted, the kernel's default.
 const PERIOD_US: u32 = 100_000;
 
@@ -41,6 +50,12 @@ pub(crate) enum CgroupError {
     },
 }
 
+impl CgroupError {
+    fn is_missing(&self) -> bool {
+        matches!(self, Self::Write { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
 /// A cgroup with this process in it.
 #[derive(Debug)]
 pub(crate) struct Cgroup {
@@ -56,17 +71,23 @@ impl Cgroup {
             return Err(CgroupError::NotVersion2);
         }
         let root = Path::new(ROOT);
-        let parent = root.join("hull");
+        let parent = root.join(PARENT);
         let path = parent.join(id);
         let before = own_cgroup().unwrap_or_else(|| root.to_owned());
         write(&root.join("cgroup.subtree_control"), "+cpu")?;
         create(&parent)?;
         write(&parent.join("cgroup.subtree_control"), "+cpu")?;
-        create(&path)?;
-        let cgroup = Self { path, before };
-        write(&cgroup.path.join("cpu.max"), &cpu_max(cpus))?;
-        write(&cgroup.path.join("cgroup.procs"), "0")?;
-        Ok(cgroup)
+        let join = || {
+            create(&path)?;
+            write(&path.join("cpu.max"), &cpu_max(cpus))?;
+            write(&path.join("cgroup.procs"), "0")
+        };
+        // As long as nobody is in it, somebody's sweep may take it away.
+        match join() {
+            Err(error) if error.is_missing() => join()?,
+            result => result?,
+        }
+        Ok(Self { path, before })
     }
 }
 
@@ -74,19 +95,74 @@ impl Drop for Cgroup {
     /// A process can't remove the cgroup it is in, so it goes back first.
     fn drop(&mut self) {
         if write(&self.before.join("cgroup.procs"), "0").is_ok() {
-            remove_path(&self.path);
+            // One that stays is the next sweep's.
+            let _ = fs::remove_dir(&self.path);
         }
     }
 }
 
-/// Removes what a monitor that was killed has left.
+/// Removes a container's cgroup, and with it whatever a monitor that was killed still has in it:
+/// its lock is free before the kernel has taken it out. Whoever calls has the container's lock.
 pub(crate) fn remove(id: &str) {
-    remove_path(&Path::new(ROOT).join("hull").join(id));
+    // One that stays is the next sweep's.
+    let _ = remove_path(&Path::new(ROOT).join(PARENT).join(id));
 }
 
-/// An absent cgroup is as removed as one can be, and a busy one is somebody else's to remove.
-fn remove_path(path: &Path) {
-    let _ = fs::remove_dir(path);
+/// Removes the cgroup of a container that nothing is known of, unless somebody is in it: it may
+/// be another state directory's.
+pub(crate) fn remove_empty(id: &str) -> bool {
+    fs::remove_dir(Path::new(ROOT).join(PARENT).join(id)).is_ok()
+}
+
+/// The ids of those there are.
+pub(crate) fn all() -> Vec<String> {
+    let Ok(entries) = fs::read_dir(Path::new(ROOT).join(PARENT)) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| names::is_id(name))
+        .collect()
+}
+
+fn remove_path(path: &Path) -> io::Result<()> {
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
+        result => return result,
+    }
+    // Its last process may be about to end by itself.
+    if await_empty(path).is_err() {
+        fs::write(path.join("cgroup.kill"), "1")?;
+        await_empty(path)?;
+    }
+    fs::remove_dir(path)
+}
+
+/// Waits until no process is in it (kernel documentation, "Control Group v2", "[Un]populated
+/// Notification").
+fn await_empty(path: &Path) -> io::Result<()> {
+    let events = File::open(path.join("cgroup.events"))?;
+    let deadline = Instant::now() + EMPTYING;
+    let mut text = [0; 256];
+    loop {
+        let count = events.read_at(&mut text, 0)?;
+        let lines = text.get(..count).unwrap_or_default();
+        if lines
+            .split(|&b| b == b'\n')
+            .any(|line| line == b"populated 0")
+        {
+            return Ok(());
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).map_err(io::Error::other)?;
+        match poll(&mut [PollFd::new(&events, PollFlags::PRI)], Some(&left)) {
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// Whether cgroup v2 is where it is looked for.

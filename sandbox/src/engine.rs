@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
+use crate::cgroup;
 use crate::container::Container;
 use crate::control::ControlError;
 use crate::exit::CODE_HULL_FAILED;
@@ -113,6 +114,7 @@ impl Engine {
     /// # Errors
     /// If the request is invalid, the name is in use, or the disk refuses.
     pub fn create(&self, request: &RunRequest) -> Result<Container, EngineError> {
+        self.clear_passing();
         let facts = facts(request)?;
         let created_at = Timestamp::now();
         let planned = |id, name| {
@@ -210,12 +212,31 @@ impl Engine {
         Ok(containers)
     }
 
+    /// Clears containers that were to leave nothing and whose monitors were killed. Costs one
+    /// look at each container; what it finds, little more.
+    fn clear_passing(&self) {
+        // What can't be cleared now stands in nobody's way, and is tried again.
+        for entry in self.store.list().unwrap_or_default() {
+            if entry.is_passing()
+                && let Ok(plan) = entry.plan()
+            {
+                self.container(entry, plan).clear_abandoned();
+            }
+        }
+    }
+
     /// Clears what monitors and faces that were killed left behind; returns how many things.
     ///
     /// # Errors
     /// If the store can't be read.
     pub fn sweep(&self) -> Result<usize, EngineError> {
-        let cleared = self.store.clear_remains()?;
+        let mut cleared = self.store.clear_remains()?;
+        // Listed first: a container is there before its cgroup, and after.
+        for id in cgroup::all() {
+            if self.store.find(&id).is_err() && cgroup::remove_empty(&id) {
+                cleared += 1;
+            }
+        }
         let before = self.store.list()?.len();
         let after = self.list()?.len();
         Ok(cleared + before.saturating_sub(after))

@@ -5,6 +5,7 @@
 //!   ID/plan.json               written once
 //!   ID/lock                    flocked by the monitor: held = it lives; its text is its pid
 //!   ID/state.json exit.json    written by the monitor alone
+//!   ID/passing                 it is to leave nothing, so whoever finds it dead removes it
 //!   .ID.new .ID.gone           half made, half removed: anybody may clear them under the lock
 //! STATE/names/NAME             symlink to ID
 //! RUN/ID/control.sock          the monitor's control socket
@@ -37,6 +38,7 @@ const PLAN: &str = "plan.json";
 const LOCK: &str = "lock";
 const STATE: &str = "state.json";
 const EXIT: &str = "exit.json";
+const PASSING: &str = "passing";
 
 /// What the store could not do.
 #[derive(Debug, thiserror::Error)]
@@ -158,6 +160,10 @@ impl Store {
     fn fill(&self, fresh: &Path, plan: &Plan) -> Result<(Entry, Option<File>), StoreError> {
         make_directory(fresh)?;
         write_atomically(fresh, PLAN, plan, !plan.auto_remove)?;
+        if plan.auto_remove {
+            let passing = fresh.join(PASSING);
+            private_file(&passing).map_err(disk("create", &passing))?;
+        }
         let lock = fresh.join(LOCK);
         private_file(&lock).map_err(disk("create", &lock))?;
         let claim = try_lock(&lock)?;
@@ -495,6 +501,11 @@ impl Entry {
 
     pub(crate) fn boot_log_path(&self) -> PathBuf {
         self.directory.join("boot.log")
+    }
+
+    /// Whether it is to leave nothing.
+    pub(crate) fn is_passing(&self) -> bool {
+        self.directory.join(PASSING).exists()
     }
 
     pub(crate) fn journal_path(&self) -> PathBuf {
