@@ -5,6 +5,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 
 use super::device::{
@@ -86,6 +87,15 @@ impl Console {
         }
     }
 
+    /// Whether a read of the input won't block.
+    fn is_ready(&self) -> bool {
+        let Some(input) = &self.input else {
+            return false;
+        };
+        let mut fds = [PollFd::new(input, PollFlags::IN)];
+        matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..))
+    }
+
     fn watch(&mut self, wanted: bool) -> Result<(), DeviceError> {
         let (Some(input), Some(activation)) = (&self.input, &self.activation) else {
             return Ok(());
@@ -164,9 +174,10 @@ impl VirtioDevice for Console {
         _readiness: Readiness,
         queues: &mut [Queue],
     ) -> Result<(), DeviceError> {
+        // A late report may be of what was read since, and the input may be one that blocks.
         match queues.get_mut(RECEIVE) {
-            Some(queue) => self.receive(queue),
-            None => Ok(()),
+            Some(queue) if self.is_ready() => self.receive(queue),
+            _ => Ok(()),
         }
     }
 
