@@ -157,12 +157,13 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Ends the guest and takes what a client is still to be told.
-    pub(super) fn finish(mut self) -> Vec<Client> {
+    /// Ends the guest and takes what a client is still to be told, and the control socket: open
+    /// until the record is written, it has who calls meanwhile wait for this process's end.
+    pub(super) fn finish(mut self) -> (Vec<Client>, UnixListener) {
         // A full disk has lost lines already; this is no worse.
         let _ = self.log.finish();
         self.guest.stop();
-        self.clients
+        (self.clients, self.listener)
     }
 
     fn poll(&mut self) -> io::Result<Ready> {

@@ -320,9 +320,10 @@ impl Monitor {
             Err(error) => End::Guest(format!("the monitor failed: {error}")),
         };
         let started_at = driver.started_at();
-        let mut clients = driver.finish();
+        let (mut clients, listener) = driver.finish();
         let (record, status) = record(end, Some(started_at));
         self.close(plan, &record, cgroup);
+        drop(listener);
         for client in &mut clients {
             client.tell_end(&record, status);
         }
