@@ -1,7 +1,8 @@
 //! A terminal on the host for a terminal in the guest: its one end goes to the engine over the
-//! console socket, the other is the container's stdin, stdout and stderr.
+//! console socket, the other is the container's stdin, stdout and stderr. Without an engine, the
+//! one that this program was started on.
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice, IsTerminal};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -12,7 +13,7 @@ use hull_sandbox::Stdio;
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
 /// The streams of a process: a new terminal's if it has one, else this program's own.
 pub(crate) fn streams(terminal: bool, socket: Option<&Path>) -> anyhow::Result<Stdio> {
@@ -64,4 +65,32 @@ fn send(socket: &Path, master: &OwnedFd, name: &[u8]) -> anyhow::Result<()> {
         SendFlags::NOSIGNAL,
     )?;
     Ok(())
+}
+
+/// Our terminal, if we have one, in raw mode until dropped.
+pub(crate) struct Raw(Option<Termios>);
+
+impl Raw {
+    /// Puts it in raw mode: what is typed is for the guest's own terminal.
+    pub(crate) fn enter() -> anyhow::Result<Self> {
+        let stdin = io::stdin();
+        if !stdin.is_terminal() {
+            return Ok(Self(None));
+        }
+        let before = tcgetattr(stdin.as_fd()).context("cannot read the terminal's modes")?;
+        let mut modes = before.clone();
+        modes.make_raw();
+        tcsetattr(stdin.as_fd(), OptionalActions::Drain, &modes)
+            .context("cannot put the terminal in raw mode")?;
+        Ok(Self(Some(before)))
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            // A terminal that is gone needs no modes.
+            let _ = tcsetattr(io::stdin(), OptionalActions::Drain, before);
+        }
+    }
 }

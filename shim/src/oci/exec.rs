@@ -24,6 +24,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::args::ExecArgs;
+use crate::console::Raw;
 use crate::{console, create, manage};
 
 /// What a carrier says of a process that runs.
@@ -113,6 +114,7 @@ struct Begun {
     stream: ProcessStream,
     stdio: Stdio,
     changes: Option<Changes>,
+    raw: Option<Raw>,
 }
 
 fn begin(container: &Container, args: &ExecArgs) -> anyhow::Result<Begun> {
@@ -122,23 +124,21 @@ fn begin(container: &Container, args: &ExecArgs) -> anyhow::Result<Begun> {
         // It fails only for a leader of a session, who needs no other.
         let _ = rustix::process::setsid();
     }
-    let (stdio, changes) = match (terminal, &args.console_socket) {
-        (true, None) => (Stdio::own(true)?, None),
-        (_, socket) => {
-            let stdio = console::streams(terminal, socket.as_deref())?;
-            let changes = match terminal {
-                true => Some(Changes::of(stdio.stdin.as_fd())?),
-                false => None,
-            };
-            (stdio, changes)
-        }
+    let foreground = terminal && args.console_socket.is_none() && args.report_to.is_none();
+    let stdio = match foreground {
+        true => Stdio::own(true).context("cannot use the standard streams")?,
+        false => console::streams(terminal, args.console_socket.as_deref())?,
     };
+    let changes = terminal.then(|| Changes::of(stdio.stdin.as_fd()));
+    let changes = changes.transpose().context("cannot watch the terminal")?;
+    let raw = foreground.then(Raw::enter).transpose()?;
     let mut stream = container.exec_oci(&process)?;
     match stream.receive()? {
         Some(Frame::Started { .. }) => Ok(Begun {
             stream,
             stdio,
             changes,
+            raw,
         }),
         Some(Frame::Failed(failure)) => bail!("exec failed: {}", failure.message),
         _ => bail!("the container ended before the process began"),
@@ -146,7 +146,9 @@ fn begin(container: &Container, args: &ExecArgs) -> anyhow::Result<Begun> {
 }
 
 fn attend(begun: Begun) -> anyhow::Result<u8> {
-    match carry(begun.stream, begun.stdio, begun.changes)? {
+    let end = carry(begun.stream, begun.stdio, begun.changes);
+    drop(begun.raw);
+    match end? {
         Some(Frame::Exited(status)) => Ok(code(status)),
         Some(Frame::Failed(failure)) => Ok(FailureClass::from(failure.kind).exec_code()),
         // It was killed with its container.

@@ -1,16 +1,16 @@
 //! `run`: create, start and, unless detached, the wait for the end.
 
-use std::io::{self, IsTerminal};
-use std::os::fd::AsFd;
+use std::io;
 use std::thread;
 
 use anyhow::Context;
 use hull_sandbox::{Container, Engine, Stdio};
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::termios::tcgetwinsize;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
 use signal_hook::iterator::Signals;
 
 use crate::args::RunArgs;
+use crate::console::Raw;
 use crate::create::{make, release};
 use crate::log::Log;
 use crate::{console, manage};
@@ -24,10 +24,9 @@ pub(crate) fn run(engine: &Engine, args: &RunArgs, log: &Log) -> anyhow::Result<
         }
         console::streams(terminal, socket)
     })?;
-    let raw = match container.plan().tty && !args.detach && io::stdin().is_terminal() {
-        true => Some(Raw::enter()?),
-        false => None,
-    };
+    let raw = (container.plan().tty && !args.detach)
+        .then(Raw::enter)
+        .transpose()?;
     if let Err(error) = release(&container, log) {
         let _ = container.remove(true);
         return Err(error);
@@ -65,27 +64,5 @@ fn resize(container: &Container) {
         && let Ok(size) = tcgetwinsize(io::stdout())
     {
         let _ = container.resize(size.ws_row, size.ws_col);
-    }
-}
-
-/// The terminal in raw mode, until dropped.
-struct Raw(Termios);
-
-impl Raw {
-    fn enter() -> anyhow::Result<Self> {
-        let stdin = io::stdin();
-        let before = tcgetattr(stdin.as_fd()).context("cannot read the terminal's modes")?;
-        let mut modes = before.clone();
-        modes.make_raw();
-        tcsetattr(stdin.as_fd(), OptionalActions::Drain, &modes)
-            .context("cannot put the terminal in raw mode")?;
-        Ok(Self(before))
-    }
-}
-
-impl Drop for Raw {
-    fn drop(&mut self) {
-        // A terminal that is gone needs no modes.
-        let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &self.0);
     }
 }
