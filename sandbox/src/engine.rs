@@ -17,7 +17,7 @@ use crate::request::{BundleRequest, Root, RunRequest, VolumeSource};
 use crate::settings::Settings;
 use crate::store::{Entry, Store, StoreError};
 use crate::stream::StreamError;
-use crate::template::{TemplateError, Templates};
+use crate::template::{self, TemplateError, Templates};
 
 /// Something that could not be done for a face.
 #[derive(Debug, thiserror::Error)]
@@ -260,7 +260,8 @@ impl Engine {
     ) -> Result<String, EngineError> {
         let mut request = RunRequest::new(Root::Directory("/".into()));
         (request.cpus, request.memory_bytes) = (cpus, memory_bytes);
-        let vm = plan::machine(&request, &self.settings, &facts(&request)?)?;
+        let mut vm = plan::machine(&request, &self.settings, &facts(&request)?)?;
+        vm.templates = Some(self.settings.state_dir.join(template::DIRECTORY));
         let monitor = &self.settings.assets.monitor;
         let built = launch::build_template(monitor, &vm).map_err(|source| EngineError::Host {
             action: format!("start the monitor \"{}\"", monitor.display()),

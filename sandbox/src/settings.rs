@@ -27,6 +27,8 @@ pub struct Settings {
     pub kvm: PathBuf,
     /// Starts VMs where the hypervisor's device emulates a guest's kernel, however slowly.
     pub allow_emulated_kvm: bool,
+    /// Starts are copied from templates, unless one is asked to boot.
+    pub templates: bool,
 }
 
 /// Hull's own parts on this host.
@@ -86,6 +88,7 @@ struct SettingsFile {
     run_dir: Option<PathBuf>,
     kvm: Option<PathBuf>,
     allow_emulated_kvm: bool,
+    templates: bool,
     assets: AssetsFile,
     defaults: Defaults,
     registries: Registries,
@@ -192,6 +195,7 @@ impl Settings {
             defaults: file.defaults,
             registries: file.registries,
             allow_emulated_kvm: file.allow_emulated_kvm,
+            templates: file.templates,
             kvm: file.kvm.unwrap_or_else(|| PathBuf::from("/dev/kvm")),
         }
     }

@@ -20,6 +20,13 @@ const UNIQUE: &str = "cat /proc/sys/kernel/random/boot_id; hostname; \
 const COMMON: &str = "uname -srm; nproc; id; pwd; ulimit -a; env | grep -v HOSTNAME; ls /dev; \
     cut -d' ' -f2- /proc/self/mounts; grep -i memtotal /proc/meminfo; cat /proc/sys/kernel/pid_max";
 
+/// A Hull whose starts are copied from templates.
+fn copying() -> Option<Hull> {
+    let hull = Hull::new()?;
+    fs::write(hull.path().join("config.toml"), "templates = true\n").unwrap();
+    Some(hull)
+}
+
 fn run(hull: &Hull, script: &str) -> Output {
     hull.cmd(["run", "--rm", &hull.image(), "sh", "-c", script])
         .output()
@@ -42,7 +49,7 @@ fn now() -> f64 {
 
 #[test]
 fn a_copy_is_like_a_guest_that_booted_and_knows_the_time() {
-    let Some(hull) = Hull::new() else { return };
+    let Some(hull) = copying() else { return };
     let image = hull.image();
     let cold = ["run", "--rm", "--no-template", &image, "sh", "-c", COMMON];
     let booted = hull.cmd(cold).output().ok();
@@ -62,7 +69,7 @@ fn a_copy_is_like_a_guest_that_booted_and_knows_the_time() {
 
 #[test]
 fn starts_at_once_make_one_template_and_differ() {
-    let Some(hull) = Hull::new() else { return };
+    let Some(hull) = copying() else { return };
     hull.image();
     let mut seen = HashSet::new();
     for count in [3, 2] {
@@ -87,7 +94,7 @@ fn starts_at_once_make_one_template_and_differ() {
 
 #[test]
 fn a_harmed_template_is_told_once_and_replaced() {
-    let Some(hull) = Hull::new() else { return };
+    let Some(hull) = copying() else { return };
     assert_eq!(
         run(&hull, "echo ok").all(),
         (0, "ok\n".into(), String::new())
@@ -119,7 +126,7 @@ fn a_harmed_template_is_told_once_and_replaced() {
 
 #[test]
 fn a_template_removed_in_use_stays_with_those_who_use_it() {
-    let Some(hull) = Hull::new() else { return };
+    let Some(hull) = copying() else { return };
     let image = hull.image();
     let name = hull.cmd(["template", "build"]).output().ok();
     assert_eq!(only_template(&hull).file_name().unwrap(), name.trim());
@@ -140,7 +147,7 @@ fn a_template_removed_in_use_stays_with_those_who_use_it() {
 
 #[test]
 fn a_start_killed_while_it_makes_a_template_leaves_none_in_part() {
-    let Some(hull) = Hull::new() else { return };
+    let Some(hull) = copying() else { return };
     let begun = std::time::Instant::now();
     run(&hull, "true").ok();
     let whole = begun.elapsed();

@@ -56,7 +56,7 @@ pub(crate) fn plan(
         debug: request.debug,
         kvm: settings.kvm.clone(),
         // Who debugs wants to see the boot.
-        templates: (!request.no_template && !request.debug)
+        templates: (settings.templates && !request.no_template && !request.debug)
             .then(|| settings.state_dir.join(template::DIRECTORY)),
         allow_emulated_kvm: settings.allow_emulated_kvm,
         boot_timeout_s: settings.defaults.boot_timeout_s,

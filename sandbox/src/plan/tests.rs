@@ -23,6 +23,7 @@ pub(super) fn settings() -> Settings {
         registries: Registries::default(),
         kvm: "/dev/kvm".into(),
         allow_emulated_kvm: false,
+        templates: true,
     }
 }
 

@@ -95,12 +95,14 @@ fn measure(order: &Order, inputs: &Path, report: &Report) -> Result<Findings> {
     let place = inputs::PLACE;
     // All in memory, and nothing of an earlier run.
     let script = format!(
-        "set -e; rm -rf {place}; cp -a '{}' {place}; exec {place}/hull-measure",
+        "set -e; rm -rf {place}; cp -a '{}' {place}; \
+         echo 'templates = true' > {place}/config.toml; exec {place}/hull-measure",
         inputs.display()
     );
     let done = host
         .command(["sh", "-c", &script])
         .env("HULL_STATE_DIR", &format!("{place}/state"))
+        .env("HULL_CONFIG", &format!("{place}/config.toml"))
         .env("HULL_RUN_DIR", &format!("{place}/run"))
         .env("LD_LIBRARY_PATH", &format!("{place}/lib"))
         .cwd("/")
