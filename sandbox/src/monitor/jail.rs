@@ -6,6 +6,7 @@
 
 use std::io;
 
+use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags, set_capabilities};
 
 use crate::sys;
@@ -18,11 +19,16 @@ pub(crate) struct JailError {
     source: io::Error,
 }
 
-/// What the file server needs (capabilities(7)): owners, modes and devices of any file, and the
-/// guest's own user for the files that it makes.
+/// What the file server needs (capabilities(7)), and what for:
+///
+/// - `CHOWN`, `FOWNER`: the guest changes owners, modes and times of files of any owner;
+/// - `DAC_OVERRIDE`: the guest's kernel has checked permissions, this one need not;
+/// - `FSETID`: set-group-id bits stay where the guest puts them;
+/// - `MKNOD`: device nodes as inodes, which nothing here opens;
+/// - `SETUID`, `SETGID`: what the guest's user makes is that user's;
+/// - `SETFCAP`: file capabilities, as image layers have them.
 const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
-    .union(CapabilitySet::DAC_READ_SEARCH)
     .union(CapabilitySet::FOWNER)
     .union(CapabilitySet::FSETID)
     .union(CapabilitySet::MKNOD)
@@ -30,12 +36,23 @@ const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SETGID)
     .union(CapabilitySet::SETFCAP);
 
+/// The highest number that a capability can have.
+const LAST_CAPABILITY: u32 = 63;
+
 /// Gives up what isn't needed any more; returns the names of what is in force then.
 pub(super) fn enter() -> Result<Vec<String>, JailError> {
     let failed = |action| move |source: io::Error| JailError { action, source };
     // The mount namespace was made for the root already.
     sys::unshare(UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWNET)
         .map_err(failed("enter namespaces without a network"))?;
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    // A core file would hold the guest's memory.
+    setrlimit(Resource::Core, none)
+        .map_err(|error| failed("forbid itself core files")(error.into()))?;
+    empty_bounding_set().map_err(|error| failed("empty its bounding set")(error.into()))?;
     let held = rustix::thread::capabilities(None)
         .map_err(|error| failed("read its capabilities")(error.into()))?;
     let kept = held.permitted & KEPT;
@@ -55,9 +72,24 @@ pub(super) fn enter() -> Result<Vec<String>, JailError> {
         "namespace:ipc",
         "namespace:uts",
         "namespace:net",
-        "capabilities:chown,dac_override,dac_read_search,fowner,fsetid,mknod,setuid,setgid,setfcap",
+        "capabilities:chown,dac_override,fowner,fsetid,mknod,setuid,setgid,setfcap",
+        "capabilities:bounding:none",
         "no_new_privs",
+        "rlimit:core",
     ]
     .map(str::to_owned)
     .to_vec())
+}
+
+/// Nothing is ever executed; if it were, it would have no rights.
+fn empty_bounding_set() -> rustix::io::Result<()> {
+    for number in 0..=LAST_CAPABILITY {
+        let one = CapabilitySet::from_bits_retain(1 << number);
+        match rustix::thread::remove_capability_from_bounding_set(one) {
+            // The kernel doesn't know this one, nor any after it.
+            Err(rustix::io::Errno::INVAL) => break,
+            result => result?,
+        }
+    }
+    Ok(())
 }

@@ -7,6 +7,7 @@ mod doctor;
 mod exec;
 mod foreign;
 mod isolation;
+mod jail;
 mod states;
 mod stops;
 
