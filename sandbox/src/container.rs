@@ -316,6 +316,9 @@ impl Container {
             Ok(None) | Err(EngineError::NotRunning(_)) => {}
             Err(error) => return Err(error),
         }
+        if let Status::Starting = self.status()? {
+            self.store.await_release(&self.entry)?;
+        }
         match self.status()? {
             Status::Exited(record) => {
                 self.clear_abandoned();
@@ -332,7 +335,14 @@ impl Container {
         action: &'static str,
         request: Request,
     ) -> Result<Option<ExitRecord>, EngineError> {
-        let socket = self.connect()?;
+        let socket = match self.connect() {
+            // One that is being killed closes its socket before it lets go of the container.
+            Err(EngineError::NotRunning(_)) if matches!(self.status()?, Status::Running(_)) => {
+                self.store.await_release(&self.entry)?;
+                return Ok(self.entry.exit()?);
+            }
+            socket => socket?,
+        };
         let monitor = monitor_of(&socket);
         let reply = match self.ask(action, &socket, request) {
             Ok(reply) => Some(reply),

@@ -242,6 +242,17 @@ impl Store {
         Ok(lock)
     }
 
+    /// Waits until nobody runs a container, or it is gone.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub(crate) fn await_release(&self, entry: &Entry) -> Result<(), StoreError> {
+        match lock::await_release(&entry.directory.join(LOCK)) {
+            Err(error) if error.is_missing() => Ok(()),
+            result => result,
+        }
+    }
+
     /// Takes that right from whoever has it: a monitor is killed, one that is about to be started
     /// is waited for and killed, and whoever has the lock for another purpose is waited for.
     ///

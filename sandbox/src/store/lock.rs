@@ -33,6 +33,17 @@ fn open(path: &Path) -> Result<File, StoreError> {
     options.open(path).map_err(disk("open", path))
 }
 
+/// Waits until nobody has it.
+pub(super) fn await_release(path: &Path) -> Result<(), StoreError> {
+    let lock = open(path)?;
+    loop {
+        match flock(&lock, FlockOperation::LockShared) {
+            Err(rustix::io::Errno::INTR) => {}
+            result => return result.map_err(|error| disk("lock", path)(error.into())),
+        }
+    }
+}
+
 /// Forgets who had it before. Whoever calls has it now.
 pub(super) fn forget_holder(lock: &File, path: &Path) -> Result<(), StoreError> {
     lock.set_len(0).map_err(disk("write", path))
