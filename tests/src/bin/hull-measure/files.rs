@@ -2,17 +2,16 @@
 //!
 //! Owns: the file and its readers. Refuses: to time them; requests are what counts.
 
-use std::fs::File;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::idle::{inspect, remove};
 use crate::programs::Place;
 
 const NAME: &str = "bench-files";
-/// The file's size, bytes.
-const SIZE_BYTES: u64 = 256 << 20;
+/// The file in the guest's root, MiB.
+const SIZE_MIB: u32 = 256;
 
 /// Requests to the host.
 #[derive(Debug)]
@@ -21,26 +20,33 @@ pub(crate) struct Passes {
     pub(crate) second: u64,
 }
 
-/// Makes the file on the host, so that the guest hasn't seen it, and reads it twice.
+/// Makes the file in the root, restarts the guest so that nothing of it is cached, and reads it twice.
 pub(crate) fn passes(place: &Place, log: &Path) -> Result<Passes> {
-    let share = tempfile::tempdir().context("make a share")?;
-    let file = File::create(share.path().join("file")).context("make the file to read")?;
-    // Holes are read as any other bytes are.
-    file.set_len(SIZE_BYTES).context("size the file to read")?;
-    let seen = read(place, share.path(), log);
+    let seen = read(place, log);
     remove(place, NAME, log)?;
     seen
 }
 
-fn read(place: &Place, share: &Path, log: &Path) -> Result<Passes> {
+fn read(place: &Place, log: &Path) -> Result<Passes> {
     let hull = |words: &[&str]| crate::output(&place.hull(words), log);
-    let volume = format!("{}:/share", share.display());
     hull(&[
-        "run", "-d", "--name", NAME, "--memory", "1g", "-v", &volume, "bench", "sleep", "infinity",
+        "run", "-d", "--name", NAME, "--memory", "1g", "bench", "sleep", "infinity",
     ])?;
+    let count = format!("count={SIZE_MIB}");
+    hull(&[
+        "exec",
+        NAME,
+        "dd",
+        "if=/dev/zero",
+        "of=/file",
+        "bs=1M",
+        &count,
+    ])?;
+    hull(&["stop", "-t", "0", NAME])?;
+    hull(&["start", NAME])?;
     let requests = || inspect(place, NAME, log).map(|seen| seen.share_requests);
     let copy = |from: &str| hull(&["exec", NAME, "dd", from, "of=/dev/null", "bs=1M"]).map(drop);
-    let pass = || copy("if=/share/file");
+    let pass = || copy("if=/file");
     // The reader itself is then known to the guest.
     copy("if=/dev/null")?;
     let before = requests()?;
