@@ -221,23 +221,25 @@ impl Client {
         .into()
     }
 
+    /// An answer that ended before its time: the next may not.
+    pub(super) fn cut_off(&self, reason: String) -> Failure {
+        Failure {
+            transient: true,
+            ..self.broken(reason)
+        }
+    }
+
     /// A request or a response that did not come through.
     pub(super) fn lost(&self, error: &reqwest::Error) -> Failure {
         let cause = root_cause(error);
-        let registry = self.registry().to_owned();
         if !error.is_connect() {
-            let reason = if error.is_timeout() {
+            return self.cut_off(if error.is_timeout() {
                 "it does not answer".to_owned()
             } else {
                 cause
-            };
-            let error = PullError::Registry { registry, reason };
-            return Failure {
-                error,
-                transient: true,
-                unauthorized: false,
-            };
+            });
         }
+        let registry = self.registry().to_owned();
         let refused = cause.contains("refused");
         let reason = if cause.contains("lookup") || cause.contains("Name or service not known") {
             format!("no such host ({cause})")

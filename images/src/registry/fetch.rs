@@ -122,13 +122,7 @@ impl Fetcher<'_> {
             ingest.restart().map_err(|error| self.stored(error))?;
             if !begun_anew {
                 let reason = "it cannot resume; beginning again".to_owned();
-                let registry = self.client.registry().to_owned();
-                let error = PullError::Registry { registry, reason };
-                return Err(Failure {
-                    error,
-                    transient: true,
-                    unauthorized: false,
-                });
+                return Err(self.client.cut_off(reason));
             }
         }
         if let Some(coming) = response.content_length() {
@@ -147,13 +141,7 @@ impl Fetcher<'_> {
         self.receive(ingest, &mut response, digest, size).await?;
         if ingest.received() < size {
             let reason = "the connection was closed early".to_owned();
-            let registry = self.client.registry().to_owned();
-            let error = PullError::Registry { registry, reason };
-            return Err(Failure {
-                error,
-                transient: true,
-                unauthorized: false,
-            });
+            return Err(self.client.cut_off(reason));
         }
         self.report(digest, size, size);
         Ok(())
@@ -176,8 +164,7 @@ impl Fetcher<'_> {
             let Some(chunk) = chunk else { break };
             if self.stopped.load(Ordering::Relaxed) {
                 let reason = "the pull was given up".to_owned();
-                let registry = self.client.registry().to_owned();
-                return Err(PullError::Registry { registry, reason }.into());
+                return Err(self.client.broken(reason));
             }
             ingest.append(&chunk).map_err(|error| self.stored(error))?;
             if ingest.received() - reported >= REPORT_BYTES {
