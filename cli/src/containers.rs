@@ -191,7 +191,7 @@ pub(crate) fn stop(engine: &Engine, args: &StopArgs) -> anyhow::Result<u8> {
     let timeout = args
         .time
         .map(|seconds| Duration::from_secs(u64::from(seconds)));
-    each(&args.containers, |name| {
+    each(&args.containers.names, |name| {
         engine.find(name)?.stop(timeout)?;
         Ok(Some(name.to_owned()))
     })
@@ -200,7 +200,7 @@ pub(crate) fn stop(engine: &Engine, args: &StopArgs) -> anyhow::Result<u8> {
 /// `hull kill`.
 pub(crate) fn kill(engine: &Engine, args: &KillArgs) -> anyhow::Result<u8> {
     let signal = parse_signal(&args.signal)?;
-    each(&args.containers, |name| {
+    each(&args.containers.names, |name| {
         engine.find(name)?.signal(signal)?;
         Ok(Some(name.to_owned()))
     })
@@ -208,7 +208,7 @@ pub(crate) fn kill(engine: &Engine, args: &KillArgs) -> anyhow::Result<u8> {
 
 /// `hull rm`.
 pub(crate) fn rm(engine: &Engine, args: &RmArgs) -> anyhow::Result<u8> {
-    let code = each(&args.containers, |name| match engine.find(name) {
+    let code = each(&args.containers.names, |name| match engine.find(name) {
         // What is asked for is so already, which force takes for success.
         Err(EngineError::Store(error)) if error.is_missing() && args.force => {
             report_one(&error.into());
@@ -226,23 +226,23 @@ pub(crate) fn rm(engine: &Engine, args: &RmArgs) -> anyhow::Result<u8> {
 
 /// `hull wait`.
 pub(crate) fn wait(engine: &Engine, args: &NamesArgs) -> anyhow::Result<u8> {
-    each(args, |name| {
+    each(&args.names, |name| {
         Ok(Some(engine.find(name)?.wait()?.code.to_string()))
     })
 }
 
 /// Does something to each, prints what it says, and goes on when one fails.
 pub(crate) fn each(
-    names: &NamesArgs,
-    act: impl Fn(&str) -> Result<Option<String>, EngineError>,
+    names: &[String],
+    act: impl Fn(&str) -> anyhow::Result<Option<String>>,
 ) -> anyhow::Result<u8> {
     let mut code = 0;
-    for name in &names.names {
+    for name in names {
         match act(name) {
             Ok(None) => {}
             Ok(Some(line)) => writeln!(stdout(), "{line}")?,
             Err(error) => {
-                report_one(&error.into());
+                report_one(&error);
                 code = 1;
             }
         }

@@ -56,11 +56,11 @@ enum Unwanted {
 /// `hull start`: a container that has ended, or was never started, runs (again).
 pub(crate) fn start_again(engine: &Engine, args: &StartArgs) -> anyhow::Result<u8> {
     if !args.attach && !args.interactive {
-        return each(&args.containers, |name| {
+        return each(&args.containers.names, |name| {
             match engine.find(name)?.start(false) {
                 // As wanted, then.
                 Ok(_) | Err(EngineError::IsRunning(_)) => Ok(Some(name.to_owned())),
-                Err(error) => Err(error),
+                Err(error) => Err(error.into()),
             }
         });
     }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use crate::args::{TemplateBuildArgs, TemplateCommand, TemplateLsArgs, TemplateRmArgs};
-use crate::failure::report_one;
+use crate::containers::each;
 use crate::format::{self, Column, Layout, Row};
 
 const COLUMNS: &[Column] = &[
@@ -79,15 +79,8 @@ fn remove(engine: &Engine, args: &TemplateRmArgs) -> anyhow::Result<u8> {
     if args.all {
         names.extend(templates.list()?.into_iter().map(|template| template.name));
     }
-    let mut code = 0;
-    for name in names {
-        match templates.remove(&name) {
-            Ok(()) => writeln!(stdout(), "{name}")?,
-            Err(error) => {
-                report_one(&error.into());
-                code = 1;
-            }
-        }
-    }
-    Ok(code)
+    each(&names, |name| {
+        templates.remove(name)?;
+        Ok(Some(name.to_owned()))
+    })
 }
