@@ -205,13 +205,12 @@ fn checked(reply: Reply) -> Result<Reply, ControlError> {
     }
 }
 
-/// Sends a reply together with a descriptor. The line is short and the socket's buffer empty, so
-/// it goes out whole.
-pub(crate) fn send_with_fd(
-    socket: &UnixStream,
-    line: &[u8],
-    descriptor: impl AsFd,
-) -> io::Result<()> {
+/// Sends a line together with a descriptor (unix(7), `SCM_RIGHTS`). The line is to be short and
+/// the socket's buffer empty, so that it goes out whole.
+///
+/// # Errors
+/// What sendmsg(2) says; `WriteZero` if only a part went out.
+pub fn send_with_fd(socket: &UnixStream, line: &[u8], descriptor: impl AsFd) -> io::Result<()> {
     let descriptors = [descriptor.as_fd()];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);

@@ -2,16 +2,15 @@
 //! console socket, the other is the container's stdin, stdout and stderr. Without an engine, the
 //! one that this program was started on.
 
-use std::io::{self, IoSlice, IsTerminal};
-use std::mem::MaybeUninit;
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use anyhow::{Context, bail};
 use hull_sandbox::Stdio;
+use hull_sandbox::control::send_with_fd;
 use rustix::fs::{Mode, OFlags};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
@@ -45,26 +44,10 @@ fn make(socket: &Path) -> anyhow::Result<OwnedFd> {
     let mut modes = tcgetattr(&slave).context("cannot read the terminal's modes")?;
     modes.make_raw();
     tcsetattr(&slave, OptionalActions::Now, &modes).context("cannot set the terminal's modes")?;
-    send(socket, &master, name.as_bytes())
+    UnixStream::connect(socket)
+        .and_then(|engine| send_with_fd(&engine, name.as_bytes(), &master))
         .with_context(|| format!("cannot send the terminal to \"{}\"", socket.display()))?;
     Ok(slave)
-}
-
-fn send(socket: &Path, master: &OwnedFd, name: &[u8]) -> anyhow::Result<()> {
-    let socket = UnixStream::connect(socket)?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let descriptors = [master.as_fd()];
-    if !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
-        bail!("no room for a descriptor");
-    }
-    sendmsg(
-        &socket,
-        &[IoSlice::new(name)],
-        &mut ancillary,
-        SendFlags::NOSIGNAL,
-    )?;
-    Ok(())
 }
 
 /// Our terminal, if we have one, in raw mode until dropped.
