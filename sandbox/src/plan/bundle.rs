@@ -15,6 +15,7 @@ use oci_spec::runtime::{
 use crate::request::{BundleRequest, Root, RunRequest};
 use crate::settings::Settings;
 
+use super::mounts::NAMESPACES;
 use super::shape::{Export, ExportSource, FILE_NAME, ROOT_NAME};
 use super::{HostFacts, Identity, Plan, PlanError, PlannedRoot, SIGTERM, guest_path, machine};
 
@@ -23,15 +24,6 @@ const GUEST_OVERHEAD: u64 = 48 << 20;
 
 /// Descriptors that a process of a guest may have at most: its kernel's `fs.nr_open`.
 const MOST_DESCRIPTORS: u64 = 1 << 20;
-
-/// The namespaces of every container in its guest. The network is the guest's own.
-const NAMESPACES: [LinuxNamespaceType; 5] = [
-    LinuxNamespaceType::Pid,
-    LinuxNamespaceType::Ipc,
-    LinuxNamespaceType::Uts,
-    LinuxNamespaceType::Mount,
-    LinuxNamespaceType::Cgroup,
-];
 
 /// Device nodes that every Linux has (character, major, minor).
 const EVERYWHERE: [(i64, i64); 8] = [

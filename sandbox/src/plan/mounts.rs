@@ -89,7 +89,7 @@ const READ_ONLY: [&str; 5] = [
 ];
 
 /// The VM is the container's network: it has no network namespace inside it.
-const NAMESPACES: [LinuxNamespaceType; 5] = [
+pub(super) const NAMESPACES: [LinuxNamespaceType; 5] = [
     LinuxNamespaceType::Pid,
     LinuxNamespaceType::Ipc,
     LinuxNamespaceType::Uts,
