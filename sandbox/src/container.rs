@@ -144,7 +144,7 @@ impl Container {
             .map_err(|error| self.unstarted(error))
             .and_then(|launched| Ok(launched.readiness()?));
         if started.is_err() {
-            self.clear_abandoned();
+            clear_abandoned(&self.store, &self.entry);
         }
         self.notice = started?;
         Ok(())
@@ -188,21 +188,6 @@ impl Container {
     #[must_use]
     pub fn notice(&self) -> Option<&str> {
         self.notice.as_deref()
-    }
-
-    /// Removes what a monitor that was killed should have removed.
-    pub(crate) fn clear_abandoned(&self) {
-        if self.plan.auto_remove
-            && let Ok(Some(lock)) = self.store.claim(&self.entry)
-        {
-            cgroup::remove(self.id());
-            // The sweep gets what stays.
-            let _ = self.store.remove(&self.entry, &lock);
-        }
-    }
-
-    pub(crate) fn exists(&self) -> bool {
-        self.entry.directory.is_dir()
     }
 
     /// Attaches to the first process: output from now on, stdin if the container is
@@ -321,7 +306,7 @@ impl Container {
         }
         match self.status()? {
             Status::Exited(record) => {
-                self.clear_abandoned();
+                clear_abandoned(&self.store, &self.entry);
                 Ok(record)
             }
             _ => Err(EngineError::NotRunning(self.plan.id.clone())),
@@ -508,6 +493,18 @@ impl Container {
             id: self.plan.id.clone(),
             source,
         }
+    }
+}
+
+/// Removes what a monitor that was killed should have removed: a container that was to leave
+/// nothing. Its plan isn't read for it: each start looks at every container.
+pub(crate) fn clear_abandoned(store: &Store, entry: &Entry) {
+    if entry.is_passing()
+        && let Ok(Some(lock)) = store.claim(entry)
+    {
+        cgroup::remove(entry.id());
+        // The sweep gets what stays.
+        let _ = store.remove(entry, &lock);
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 
 use crate::cgroup;
-use crate::container::Container;
+use crate::container::{self, Container};
 use crate::control::ControlError;
 use crate::exit::CODE_HULL_FAILED;
 use crate::launch::{self, StartFailure};
@@ -116,19 +116,9 @@ impl Engine {
     pub fn create(&self, request: &RunRequest) -> Result<Container, EngineError> {
         self.clear_passing();
         let facts = facts(request)?;
-        let created_at = Timestamp::now();
-        let planned = |id, name| {
-            let identity = Identity {
-                id,
-                name,
-                created_at,
-            };
-            let plan = plan::plan(request, identity, &self.settings, &facts)?;
-            Ok::<_, EngineError>(plan)
-        };
-        let created = self.store.create(None, request.name.as_deref(), planned)?;
-        let container = self.container(created.entry, created.plan);
-        Ok(container.claimed_by(created.claim))
+        self.make(None, request.name.as_deref(), |identity| {
+            plan::plan(request, identity, &self.settings, &facts)
+        })
     }
 
     /// As [`Self::create`], from an OCI bundle, with an id of the caller's. Its command will wait
@@ -147,6 +137,18 @@ impl Engine {
                 facts.files.push(source);
             }
         }
+        let id = request.id.as_str();
+        self.make(Some(id), Some(id), |identity| {
+            plan::plan_bundle(request, identity, &self.settings, &facts)
+        })
+    }
+
+    fn make(
+        &self,
+        id: Option<&str>,
+        name: Option<&str>,
+        plan: impl FnOnce(Identity) -> Result<plan::Plan, PlanError>,
+    ) -> Result<Container, EngineError> {
         let created_at = Timestamp::now();
         let planned = |id, name| {
             let identity = Identity {
@@ -154,15 +156,9 @@ impl Engine {
                 name,
                 created_at,
             };
-            Ok::<_, EngineError>(plan::plan_bundle(
-                request,
-                identity,
-                &self.settings,
-                &facts,
-            )?)
+            Ok::<_, EngineError>(plan(identity)?)
         };
-        let id = request.id.as_str();
-        let created = self.store.create(Some(id), Some(id), planned)?;
+        let created = self.store.create(id, name, planned)?;
         let container = self.container(created.entry, created.plan);
         Ok(container.claimed_by(created.claim))
     }
@@ -195,15 +191,10 @@ impl Engine {
     pub fn list(&self) -> Result<Vec<Container>, EngineError> {
         let mut containers = Vec::new();
         for entry in self.store.list()? {
+            container::clear_abandoned(&self.store, &entry);
             match entry.plan() {
-                Ok(plan) => {
-                    let container = self.container(entry, plan);
-                    container.clear_abandoned();
-                    if container.exists() {
-                        containers.push(container);
-                    }
-                }
-                // Removed since the directory was read.
+                Ok(plan) => containers.push(self.container(entry, plan)),
+                // Removed just now, or since the directory was read.
                 Err(error) if error.is_missing() => {}
                 Err(error) => return Err(error.into()),
             }
@@ -217,11 +208,7 @@ impl Engine {
     fn clear_passing(&self) {
         // What can't be cleared now stands in nobody's way, and is tried again.
         for entry in self.store.list().unwrap_or_default() {
-            if entry.is_passing()
-                && let Ok(plan) = entry.plan()
-            {
-                self.container(entry, plan).clear_abandoned();
-            }
+            container::clear_abandoned(&self.store, &entry);
         }
     }
 
