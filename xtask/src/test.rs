@@ -3,8 +3,13 @@
 //! A suite is one file of `tests/tests/` or `vmm/tests/`; its program is built here and runs on
 //! the KVM host, so that a test sees the same machine as the `hull` it tests.
 
-use std::path::PathBuf;
+use std::env;
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -32,6 +37,12 @@ const TOOLS: &[(&str, &str)] = &[
 /// The suite that tests the emulated host itself, from outside.
 const OUTSIDE: &str = "host";
 
+/// The suite that takes longest.
+const LONGEST: &str = "run";
+
+/// The emulated hosts that share the suites; each has one processor.
+const HOSTS: &[&str] = &["default", "second"];
+
 /// Runs everything, or only the system suites that are named.
 pub(crate) fn run(suites: &[String]) -> Result<()> {
     packages::ensure(TOOLS, &report("test"))?;
@@ -52,22 +63,74 @@ pub(crate) fn run(suites: &[String]) -> Result<()> {
             names.join(", ")
         );
     }
-    let chosen = |suite: &&Suite| suites.is_empty() || suites.contains(&suite.name);
-    let host = Host::acquire(&Options {
-        report: report("test"),
-        ..Options::default()
-    })?;
-    let mut failed = Vec::new();
-    for suite in built.iter().filter(chosen) {
-        if !suite.run(&host, &prefix)? {
-            failed.push(suite.name.as_str());
-        }
-    }
+    let mut chosen: Vec<Suite> = built
+        .into_iter()
+        .filter(|suite| suites.is_empty() || suites.contains(&suite.name))
+        .collect();
+    // The rest of the work then fits beside it.
+    chosen.sort_by_key(|suite| suite.name != LONGEST);
+    let failed = run_suites(&chosen, &prefix)?;
     if !failed.is_empty() {
         bail!("suites that failed: {}", failed.join(", "));
     }
     eprintln!("test: all passed");
     Ok(())
+}
+
+/// Runs the suites in their order on as many hosts as there are, and returns those that failed.
+/// What they say is printed in that order too, the first that isn't over as it comes.
+fn run_suites<'a>(suites: &'a [Suite], prefix: &Path) -> Result<Vec<&'a str>> {
+    let mut hosts = Vec::new();
+    for name in HOSTS {
+        let host = Host::acquire(&Options {
+            name: (*name).to_owned(),
+            report: report("test"),
+            ..Options::default()
+        })?;
+        let is_native = host.is_native();
+        hosts.push((*name, host));
+        if is_native {
+            break;
+        }
+    }
+    let (sayers, listeners): (Vec<_>, Vec<_>) = suites.iter().map(|_| mpsc::channel()).unzip();
+    let waiting = Mutex::new(suites.iter().zip(sayers));
+    let next = || {
+        let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.next()
+    };
+    thread::scope(|scope| {
+        let runners: Vec<_> = hosts
+            .iter()
+            .map(|(name, _lease)| {
+                scope.spawn(|| {
+                    let mut failed = Vec::new();
+                    while let Some((suite, say)) = next() {
+                        let say = |line| drop(say.send(line));
+                        let passed = suite.run(name, prefix, &say).unwrap_or_else(|error| {
+                            say(format!("test: {error:#}"));
+                            false
+                        });
+                        if !passed {
+                            failed.push(suite.name.as_str());
+                        }
+                    }
+                    failed
+                })
+            })
+            .collect();
+        for line in listeners.into_iter().flatten() {
+            eprintln!("{line}");
+        }
+        let mut failed = Vec::new();
+        for runner in runners {
+            match runner.join() {
+                Ok(names) => failed.extend(names),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        Ok(failed)
+    })
 }
 
 /// A test program that runs on the KVM host.
@@ -77,27 +140,34 @@ struct Suite {
 }
 
 impl Suite {
-    fn run(&self, host: &Host, prefix: &std::path::Path) -> Result<bool> {
-        eprintln!("test: suite {}, on the KVM host", self.name);
+    /// Runs it on the host of that name and hands over each line that it says.
+    fn run(&self, host: &str, prefix: &Path, say: &impl Fn(String)) -> Result<bool> {
+        say(format!("test: suite {}, on the KVM host", self.name));
         let started = Instant::now();
-        let env = [
-            (
-                "HULL_BIN".to_owned(),
-                prefix.join("bin/hull").display().to_string(),
-            ),
-            ("HULL_REQUIRE_KVM".to_owned(), "1".to_owned()),
-        ];
-        let argv = vec![
-            self.program.display().to_string(),
-            "--test-threads=2".to_owned(),
-        ];
-        let code = host.attach(argv, &env)?;
-        eprintln!(
+        let (output, writer) = io::pipe().context("cannot make a pipe")?;
+        let mut child = Command::new(env::current_exe().context("cannot find this program")?)
+            .args(["host", "--name", host, "--env", "HULL_REQUIRE_KVM=1"])
+            .arg("--env")
+            .arg(format!("HULL_BIN={}", prefix.join("bin/hull").display()))
+            .arg("--")
+            .arg(&self.program)
+            .arg("--test-threads=2")
+            .stdin(Stdio::null())
+            .stdout(writer.try_clone().context("cannot share a pipe")?)
+            .stderr(writer)
+            .spawn()
+            .context("cannot run the host")?;
+        for line in BufReader::new(output).split(b'\n') {
+            let line = line.context("cannot read what a suite says")?;
+            say(String::from_utf8_lossy(&line).into_owned());
+        }
+        let status = child.wait().context("cannot wait for a suite")?;
+        say(format!(
             "test: suite {} took {} s",
             self.name,
             started.elapsed().as_secs()
-        );
-        Ok(code == 0)
+        ));
+        Ok(status.success())
     }
 }
 
@@ -132,7 +202,7 @@ fn build_suites() -> Result<Vec<Suite>> {
         .context("cannot run cargo")?;
     let output = child.stdout.take().context("cargo has no output")?;
     let mut suites = Vec::new();
-    for message in Message::parse_stream(std::io::BufReader::new(output)) {
+    for message in Message::parse_stream(BufReader::new(output)) {
         let Message::CompilerArtifact(artifact) = message.context("cannot read cargo")? else {
             continue;
         };

@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// What tells one machine from another.
 #[derive(Debug, Clone)]
 pub(super) struct Shape<'a> {
-    /// Deterministic time: one instruction is 2 ns, one processor.
+    /// Deterministic time: one instruction is 2 ns.
     pub(super) icount: bool,
     /// Memory, MiB.
     pub(super) memory: u32,
@@ -34,18 +34,16 @@ pub(super) struct Shape<'a> {
 
 /// QEMU's arguments; relative paths are in the machine's own directory.
 pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
-    let (accelerator, processor, processors): (&[&str], _, _) = if shape.icount {
-        let icount = ["-accel", "tcg", "-icount", "shift=1,sleep=off"].as_slice();
+    let (time, processor): (&[&str], _) = if shape.icount {
         // Without fast string moves a page is cleared in 512 counted steps instead of 4096.
-        (icount, "max,+svm,-la57,-erms,-fsrm", "1")
-    } else {
         (
-            ["-accel", "tcg,thread=multi"].as_slice(),
-            "max,+svm,-la57",
-            "2",
+            &["-icount", "shift=1,sleep=off"],
+            "max,+svm,-la57,-erms,-fsrm",
         )
+    } else {
+        (&[], "max,+svm,-la57,-cx16")
     };
-    let mut arguments: Vec<String> = accelerator.iter().map(|&text| text.to_owned()).collect();
+    let mut arguments: Vec<String> = time.iter().map(|&text| text.to_owned()).collect();
     let memory = format!("{}M", shape.memory);
     let kernel = shape.kernel.display().to_string();
     let forward = format!(
@@ -59,11 +57,13 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
     let shared = format!("memory-backend-memfd,id=memory,size={memory},share=on");
     let command_line = kernel_command_line();
     for (option, value) in [
+        ("-accel", "tcg"),
         ("-name", "hull-host"),
         ("-machine", "q35,memory-backend=memory"),
         ("-object", &shared),
         ("-cpu", processor),
-        ("-smp", processors),
+        // One: docs/decisions/0002-hosts-of-one-processor.md.
+        ("-smp", "1"),
         ("-m", &memory),
         ("-kernel", &kernel),
         ("-initrd", "initrd"),
@@ -188,12 +188,12 @@ mod tests {
     }
 
     #[test]
-    fn the_normal_machine_has_nested_virtualisation_and_two_processors() {
+    fn the_normal_machine_has_nested_virtualisation_and_one_processor() {
         let line = line(false);
         for part in [
-            "-accel tcg,thread=multi",
+            "-accel tcg",
             "+svm",
-            "-smp 2",
+            "-smp 1",
             "-m 6144M",
             "-kernel /k/vmlinux",
         ] {
@@ -203,12 +203,11 @@ mod tests {
     }
 
     #[test]
-    fn deterministic_time_has_one_processor_and_no_fast_string_moves() {
+    fn deterministic_time_has_no_fast_string_moves() {
         let line = line(true);
         for part in ["-icount shift=1,sleep=off", "-smp 1", "-erms,-fsrm"] {
             assert!(line.contains(part), "{part} is missing in {line}");
         }
-        assert!(!line.contains("thread=multi"));
     }
 
     #[test]
