@@ -10,14 +10,14 @@ use std::process::{Command, Stdio};
 
 use anyhow::Context;
 use hull_proto::Frame;
-use hull_sandbox::{Engine, FailureClass, ProcessStream};
+use hull_sandbox::{Container, Engine, FailureClass, ProcessStream};
 
 use crate::args::ExecArgs;
 use crate::failure::{Coded, exit_code};
 use crate::foreground::{self, Given};
 use crate::relay::End;
 use crate::request::exec_request;
-use crate::signals::{PIPE, Signals};
+use crate::signals::{KILL, PIPE, Signals};
 
 /// Runs the process and returns its exit code.
 pub(crate) fn exec(engine: &Engine, args: &ExecArgs) -> anyhow::Result<u8> {
@@ -42,13 +42,28 @@ pub(crate) fn exec(engine: &Engine, args: &ExecArgs) -> anyhow::Result<u8> {
         End::Failed(failure) => {
             Err(Coded::exec(FailureClass::from(failure.kind), failure.message).into())
         }
-        End::Lost => Err(Coded::hull(format!(
-            "container {name} went away before the command ended"
-        ))
-        .into()),
+        End::Lost => lost(&container),
         End::Detached => Ok(0),
         End::Interrupted(signal) => Ok(128 + signal),
         End::OutputClosed => Ok(128 + PIPE),
+    }
+}
+
+/// The stream ended before the command did, as its container does then: all of a container's
+/// processes are killed with its first.
+fn lost(container: &Container) -> anyhow::Result<u8> {
+    let killed = Ok(128 + KILL);
+    match container.wait() {
+        Ok(record) => match record.error {
+            None => killed,
+            Some(why) => {
+                let message = format!("container {} was lost: {why}", container.name());
+                Err(Coded::hull(message).into())
+            }
+        },
+        // Its record went with it.
+        Err(_) if container.plan().auto_remove => killed,
+        Err(error) => Err(error.into()),
     }
 }
 

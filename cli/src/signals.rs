@@ -25,6 +25,9 @@ pub(crate) const WINDOW_CHANGED: u8 = 28;
 /// What is sent when the output's reader has gone: SIGPIPE, as a local command would get it.
 pub(crate) const PIPE: u8 = 13;
 
+/// How a container's other processes end when its first one has: SIGKILL.
+pub(crate) const KILL: u8 = 9;
+
 impl Signals {
     /// Catches what a person or a supervisor sends to a foreground command. SIGTSTP keeps its
     /// meaning (this process stops), so a shell's job control works.
