@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// What tells one machine from another.
 #[derive(Debug, Clone)]
 pub(super) struct Shape<'a> {
-    /// Deterministic time: one instruction is 2 ns.
+    /// Deterministic time: one instruction is 2 ns, one processor.
     pub(super) icount: bool,
     /// Memory, MiB.
     pub(super) memory: u32,
@@ -34,14 +34,13 @@ pub(super) struct Shape<'a> {
 
 /// QEMU's arguments; relative paths are in the machine's own directory.
 pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
-    let (time, processor): (&[&str], _) = if shape.icount {
+    let (time, processor, processors): (&[&str], _, _) = if shape.icount {
         // Without fast string moves a page is cleared in 512 counted steps instead of 4096.
-        (
-            &["-icount", "shift=1,sleep=off"],
-            "max,+svm,-la57,-erms,-fsrm",
-        )
+        let icount = &["-icount", "shift=1,sleep=off"];
+        (icount, "max,+svm,-la57,-erms,-fsrm", "1")
     } else {
-        (&[], "max,+svm,-la57,-cx16")
+        // The second is only there to be counted: docs/decisions/0002-hosts-of-one-processor.md.
+        (&[], "max,+svm,-la57,-cx16", "2")
     };
     let mut arguments: Vec<String> = time.iter().map(|&text| text.to_owned()).collect();
     let memory = format!("{}M", shape.memory);
@@ -62,8 +61,7 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
         ("-machine", "q35,memory-backend=memory"),
         ("-object", &shared),
         ("-cpu", processor),
-        // One: docs/decisions/0002-hosts-of-one-processor.md.
-        ("-smp", "1"),
+        ("-smp", processors),
         ("-m", &memory),
         ("-kernel", &kernel),
         ("-initrd", "initrd"),
@@ -135,6 +133,8 @@ fn kernel_command_line() -> String {
         "nokaslr mitigations=off audit=0",
         "no_timer_check tsc=reliable nowatchdog random.trust_cpu=on",
         "rcupdate.rcu_expedited=1 cgroup_no_v1=all net.ifnames=0",
+        // Where there is a second processor, it idles.
+        "isolcpus=domain,managed_irq,1 irqaffinity=0",
     ]
     .join(" ")
 }
@@ -188,12 +188,13 @@ mod tests {
     }
 
     #[test]
-    fn the_normal_machine_has_nested_virtualisation_and_one_processor() {
+    fn the_normal_machine_has_nested_virtualisation_and_a_processor_that_idles() {
         let line = line(false);
         for part in [
             "-accel tcg",
-            "+svm",
-            "-smp 1",
+            "+svm,-la57,-cx16",
+            "-smp 2",
+            "isolcpus=domain,managed_irq,1",
             "-m 6144M",
             "-kernel /k/vmlinux",
         ] {
@@ -203,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn deterministic_time_has_no_fast_string_moves() {
+    fn deterministic_time_has_one_processor_and_no_fast_string_moves() {
         let line = line(true);
         for part in ["-icount shift=1,sleep=off", "-smp 1", "-erms,-fsrm"] {
             assert!(line.contains(part), "{part} is missing in {line}");
