@@ -93,7 +93,7 @@ fn while_everybody_listens() {
     assert_eq!(stopping.wait().all(), (0, "k\n".into(), String::new()));
     let executed = executing.wait();
     assert_eq!((executed.code, executed.text()), (125, "echoed\n".into()));
-    assert!(executed.errors().contains("went away"), "{executed:?}");
+    assert!(executed.errors().contains("was lost"), "{executed:?}");
     let left = attached.wait();
     assert!(left.code != 0, "{left:?}");
     assert!(begun.elapsed() < PROMPT, "{:?}", begun.elapsed());
