@@ -207,6 +207,9 @@ pub(crate) struct StartArgs {
 /// `hull stop`.
 #[derive(Debug, Args)]
 pub(crate) struct StopArgs {
+    /// Signal to send to the container [default: the one that it was made with]
+    #[arg(short, long, value_parser = parse::signal)]
+    pub(crate) signal: Option<String>,
     /// Seconds to wait before killing the container
     #[arg(short, long, alias = "timeout", value_name = "SECONDS", value_parser = parse::whole_seconds)]
     pub(crate) time: Option<u32>,

@@ -188,11 +188,12 @@ impl Filter {
 
 /// `hull stop`.
 pub(crate) fn stop(engine: &Engine, args: &StopArgs) -> anyhow::Result<u8> {
+    let signal = args.signal.as_deref().map(parse_signal).transpose()?;
     let timeout = args
         .time
         .map(|seconds| Duration::from_secs(u64::from(seconds)));
     each(&args.containers.names, |name| {
-        engine.find(name)?.stop(timeout)?;
+        engine.find(name)?.stop(signal, timeout)?;
         Ok(Some(name.to_owned()))
     })
 }

@@ -236,7 +236,7 @@ const TRY_AGAIN: Timespec = Timespec {
 fn take_away(engine: &Engine, id: &str, unwanted: Unwanted) {
     let _ = engine.find(id).and_then(|container| match unwanted {
         Unwanted::Removed => container.remove(true),
-        Unwanted::Stopped => container.stop(Some(Duration::ZERO)),
+        Unwanted::Stopped => container.stop(None, Some(Duration::ZERO)),
     });
 }
 

@@ -273,18 +273,15 @@ impl Container {
         Ok(())
     }
 
-    /// Asks it to stop by its stop signal, kills it after its (or this) time; returns when the
-    /// monitor is gone. A container that doesn't run is stopped already.
+    /// Asks it to stop by its (or this) stop signal, kills it after its (or this) time; returns
+    /// when the monitor is gone. A container that doesn't run is stopped already.
     ///
     /// # Errors
     /// If the monitor can't be spoken to.
-    pub fn stop(&self, timeout: Option<Duration>) -> Result<(), EngineError> {
+    pub fn stop(&self, signal: Option<u8>, timeout: Option<Duration>) -> Result<(), EngineError> {
         let timeout_ms =
             timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
-        let request = Request::Stop {
-            signal: None,
-            timeout_ms,
-        };
+        let request = Request::Stop { signal, timeout_ms };
         match self.until_ended("stop", request) {
             Ok(_) | Err(EngineError::NotRunning(_)) => Ok(()),
             Err(error) => Err(error),

@@ -97,6 +97,7 @@ fn bad_words_are_refused_with_the_reason() {
         ("run --pids-limit many i", "invalid value 'many'"),
         ("exec c", "value"),
         ("kill -s NOPE c", "invalid signal: NOPE"),
+        ("stop -s NOPE c", "invalid signal: NOPE"),
         ("logs --tail some c", "expected a number or 'all'"),
         ("logs --since soon c", "expected a duration"),
         ("logs --boot -f c", "cannot be used with"),

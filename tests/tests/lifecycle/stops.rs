@@ -27,6 +27,21 @@ fn one_that_ignores_the_asking_is_killed_after_its_time() {
 }
 
 #[test]
+fn one_can_be_asked_by_another_signal() {
+    let Some(hull) = Hull::new() else { return };
+    let image = hull.image();
+    let script = "trap 'exit 7' HUP; trap '' TERM; echo ready; while :; do sleep 0.1; done";
+    start(
+        &hull,
+        &["--name", "choosy", &image, "sh", "-c", script],
+        "ready",
+    );
+    let words = ["stop", "-s", "HUP", "-t", "999", "choosy"];
+    assert_eq!(hull.cmd(words).output().ok(), "choosy\n");
+    assert_eq!(inspect(&hull, "choosy")["State"]["ExitCode"], 7);
+}
+
+#[test]
 fn one_that_spins_is_killed_too() {
     let Some(hull) = Hull::new() else { return };
     let image = hull.image();
