@@ -3,8 +3,9 @@
 #
 #   build.sh SOURCE_DIR OUT_DIR [FRAGMENT…]
 #
-# SOURCE_DIR is an unpacked kernel source; it stays untouched (everything is
-# built in OUT_DIR/build). FRAGMENT defaults to the four beside this script
+# SOURCE_DIR is an unpacked kernel source; it stays untouched: the patches beside
+# this script are applied to links of its files, in OUT_DIR/source, and
+# everything is built in OUT_DIR/build. FRAGMENT defaults to the four beside this script
 # that make Hull's kernel; a later fragment overrides an earlier one. Leaves
 #
 #   OUT_DIR/vmlinux      stripped ELF with its PVH note
@@ -27,6 +28,15 @@ mkdir -p "$2/build"
 out=$(cd "$2" && pwd)
 shift 2
 [ $# -gt 0 ] || set -- "$here"/{base,containers,netfilter,hardening}.config
+
+original=$source_dir
+source_dir=$out/source
+rm -rf "$source_dir"
+cp -al "$original" "$source_dir"
+for change in "$here"/*.patch; do
+    # Makes each changed file anew, and so leaves the original of the link alone.
+    patch --quiet --strip=1 --directory="$source_dir" < "$change"
+done
 
 build=$out/build
 asked=$build/asked.config

@@ -3,11 +3,12 @@
 //!
 //! The kernel lies in `target/kernel/vmlinux`, the one for debugging in
 //! `target/kernel-debug/vmlinux`. Nothing is installed but the build's own tools, and nothing
-//! of the kernel's source ever enters the repository.
+//! of the kernel's source, but the lines that a patch changes, ever enters the repository.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write as _};
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -25,6 +26,7 @@ const PACKAGE: &str = "linux-source-6.12";
 /// What a build needs: a file that proves it is there, and the Debian package that brings it.
 const TOOLS: &[(&str, &str)] = &[
     ("/usr/bin/make", "make"),
+    ("/usr/bin/patch", "patch"),
     ("/usr/bin/gcc", "gcc"),
     ("/usr/bin/objcopy", "binutils"),
     ("/usr/bin/flex", "flex"),
@@ -112,13 +114,33 @@ fn build(variant: &Variant) -> Result<PathBuf> {
 fn configuration(variant: &Variant) -> Result<String> {
     let mut text = String::new();
     let script = workspace().join("kernel-config/build.sh");
-    for file in std::iter::once(script).chain(fragments(variant)) {
+    for file in iter::once(script)
+        .chain(patches()?)
+        .chain(fragments(variant))
+    {
         let content =
             fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         write!(text, "== {name}\n{content}")?;
     }
     Ok(text)
+}
+
+/// What Hull changes in the kernel's source, in the order in which the script applies it.
+fn patches() -> Result<Vec<PathBuf>> {
+    let directory = workspace().join("kernel-config");
+    let mut found = Vec::new();
+    for entry in fs::read_dir(&directory).context("cannot list kernel-config")? {
+        let path = entry.context("cannot list kernel-config")?.path();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "patch")
+        {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 fn fragments(variant: &Variant) -> impl Iterator<Item = PathBuf> {

@@ -149,7 +149,8 @@ impl Tree {
         self.exports.get(index).ok_or(Errno::BADF)
     }
 
-    /// Opens the contents of a node by its own descriptor.
+    /// Opens the contents of a node by its own descriptor. Its access time stays as it is: the
+    /// guest's kernel relies on that (`kernel-config/fuse-reads-keep-atime.patch`).
     ///
     /// # Errors
     /// `EBADF` for anything but regular files and directories; `open(2)`'s.
@@ -158,12 +159,20 @@ impl Tree {
             FileType::RegularFile | FileType::Directory => {}
             _ => return Err(Errno::BADF.into()),
         }
-        Ok(File::from(rustix::fs::openat(
-            &self.own_descriptors,
-            own_name(&node.fd),
-            flags | OFlags::CLOEXEC | OFlags::NOCTTY,
-            Mode::empty(),
-        )?))
+        let open = |flags: OFlags| {
+            rustix::fs::openat(
+                &self.own_descriptors,
+                own_name(&node.fd),
+                flags | OFlags::CLOEXEC | OFlags::NOCTTY,
+                Mode::empty(),
+            )
+        };
+        let opened = match open(flags | OFlags::NOATIME) {
+            // Only a file's owner and the privileged may ask for that.
+            Err(Errno::PERM) => open(flags),
+            opened => opened,
+        };
+        Ok(File::from(opened?))
     }
 
     /// The `O_PATH` descriptor of a file that was just made.

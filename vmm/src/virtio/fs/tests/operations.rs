@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::time::UNIX_EPOCH;
 
 use super::*;
 use crate::testing::persist_roundtrip;
@@ -52,6 +53,23 @@ fn what_is_mounted_decides_whether_files_are_opened() {
     volume.name = "v".to_owned();
     let mixed = flags(vec![host.export(false, ALWAYS), volume]);
     assert_eq!(mixed & (no_open | no_opendir | auto_plus), auto_plus);
+}
+
+#[test]
+fn a_read_leaves_the_access_time() {
+    let host = Host::new();
+    let old = fs::FileTimes::new().set_accessed(UNIX_EPOCH);
+    for (cache, file) in [(ALWAYS, "kept"), (AUTO, "opened")] {
+        let path = host.path(file);
+        fs::write(&path, "contents").unwrap();
+        // Older than its change, so that even `relatime` would note a read.
+        fs::File::open(&path).unwrap().set_times(old).unwrap();
+        let (mut guest, root) = host.guest(false, cache);
+        let id = guest.lookup(root, file).unwrap();
+        let handle = guest.open(id, libc::O_RDONLY).unwrap_or(0);
+        assert_eq!(guest.read(id, handle, 0, 100).unwrap(), b"contents");
+        assert_eq!(fs::metadata(&path).unwrap().atime(), 0);
+    }
 }
 
 #[test]
