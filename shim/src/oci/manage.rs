@@ -2,7 +2,7 @@
 
 use std::io::{Write, stdout};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use hull_sandbox::{Container, Engine, EngineError, Phase, Status, parse_signal};
 use serde_json::{Value, json};
 
@@ -15,11 +15,14 @@ pub(crate) const SPEC_VERSION: &str = "1.2.0";
 
 /// The container with this id, or the words by which engines know that there is none.
 pub(crate) fn find(engine: &Engine, id: &str) -> anyhow::Result<Container> {
+    find_if_any(engine, id)?.with_context(|| format!("container does not exist: {id}"))
+}
+
+/// As [`find`], or none if there is none of that id.
+fn find_if_any(engine: &Engine, id: &str) -> anyhow::Result<Option<Container>> {
     match engine.get(id) {
-        Err(EngineError::Store(error)) if error.is_missing() => {
-            bail!("container does not exist: {id}")
-        }
-        found => Ok(found?),
+        Err(EngineError::Store(error)) if error.is_missing() => Ok(None),
+        found => Ok(Some(found?)),
     }
 }
 
@@ -80,9 +83,10 @@ pub(crate) fn kill(engine: &Engine, args: &KillArgs) -> anyhow::Result<u8> {
 
 /// Removes a container.
 pub(crate) fn delete(engine: &Engine, args: &DeleteArgs, log: &Log) -> anyhow::Result<u8> {
-    let container = match find(engine, &args.id) {
-        Err(_) if args.force => return Ok(0),
-        found => found?,
+    let container = match find_if_any(engine, &args.id)? {
+        None if args.force => return Ok(0),
+        None => bail!("container does not exist: {}", args.id),
+        Some(container) => container,
     };
     let status = container.status()?;
     let idle = match &status {
