@@ -10,7 +10,8 @@ my $n = pack('i', 0); ioctl($m, 0x40045431, $n) or die "unlock: $!";
 ioctl($m, 0x80045430, $n) or die "number: $!";
 my $name = '/dev/pts/' . unpack('i', $n);
 open(my $s, '+<', $name) or die "$name: $!";
-syswrite($s, "through\n"); sysread($m, my $seen, 100);
+syswrite($s, "through\n"); my $seen = '';
+until ($seen =~ /\n/) { sysread($m, $seen, 100, length $seen) or last }
 print -t $s ? "terminal " : "", $seen eq "through\r\n" ? "works\n" : "garbled\n";
 "#;
 

@@ -34,13 +34,14 @@ pub(super) struct Shape<'a> {
 
 /// QEMU's arguments; relative paths are in the machine's own directory.
 pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
-    let (time, processor, processors): (&[&str], _, _) = if shape.icount {
+    let (time, processor, processors, isolation): (&[&str], _, _, _) = if shape.icount {
         // Without fast string moves a page is cleared in 512 counted steps instead of 4096.
         let icount = &["-icount", "shift=1,sleep=off"];
-        (icount, "max,+svm,-la57,-erms,-fsrm", "1")
+        (icount, "max,+svm,-la57,-erms,-fsrm", "1", "")
     } else {
         // The second is only there to be counted: docs/decisions/0002-hosts-of-one-processor.md.
-        (&[], "max,+svm,-la57,-cx16", "2")
+        let isolation = "isolcpus=domain,managed_irq,1 irqaffinity=0";
+        (&[], "max,+svm,-la57,-cx16", "2", isolation)
     };
     let mut arguments: Vec<String> = time.iter().map(|&text| text.to_owned()).collect();
     let memory = format!("{}M", shape.memory);
@@ -54,7 +55,7 @@ pub(super) fn arguments(shape: &Shape<'_>) -> Vec<String> {
     let live_device = format!("vhost-user-fs-pci,chardev=live,tag={LIVE_TAG},queue-size=1024");
     // The file server reads and writes the machine's memory.
     let shared = format!("memory-backend-memfd,id=memory,size={memory},share=on");
-    let command_line = kernel_command_line();
+    let command_line = format!("{} {isolation}", kernel_command_line());
     for (option, value) in [
         ("-accel", "tcg"),
         ("-name", "hull-host"),
@@ -133,8 +134,6 @@ fn kernel_command_line() -> String {
         "nokaslr mitigations=off audit=0",
         "no_timer_check tsc=reliable nowatchdog random.trust_cpu=on",
         "rcupdate.rcu_expedited=1 cgroup_no_v1=all net.ifnames=0",
-        // Where there is a second processor, it idles.
-        "isolcpus=domain,managed_irq,1 irqaffinity=0",
     ]
     .join(" ")
 }

@@ -7,8 +7,9 @@ use hull_tests::hull::Hull;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
-/// How soon an end must be known to whoever waits for it.
-pub(crate) const PROMPT: Duration = Duration::from_secs(15);
+/// How soon an end must be known to whoever waits for it: a deadline, on a host whose every
+/// command takes a second.
+pub(crate) const PROMPT: Duration = Duration::from_secs(45);
 
 /// Lets this much time go by, or less if the process ends before.
 pub(crate) fn later(process: Pid, time: Duration) {
