@@ -40,7 +40,7 @@ const OUTSIDE: &str = "host";
 /// The suite that takes longest.
 const LONGEST: &str = "run";
 
-/// The emulated hosts that share the suites; each has one processor.
+/// The emulated hosts that share the suites; each works on one processor.
 const HOSTS: &[&str] = &["default", "second"];
 
 /// Runs everything, or only the system suites that are named.
