@@ -2,7 +2,7 @@
 
 use std::io::{Write, stdout};
 
-use anyhow::{Context, bail};
+use anyhow::{anyhow, bail};
 use hull_sandbox::{Container, Engine, EngineError, Phase, Status, parse_signal};
 use serde_json::{Value, json};
 
@@ -15,7 +15,11 @@ pub(crate) const SPEC_VERSION: &str = "1.2.0";
 
 /// The container with this id, or the words by which engines know that there is none.
 pub(crate) fn find(engine: &Engine, id: &str) -> anyhow::Result<Container> {
-    find_if_any(engine, id)?.with_context(|| format!("container does not exist: {id}"))
+    find_if_any(engine, id)?.ok_or_else(|| absent(id))
+}
+
+fn absent(id: &str) -> anyhow::Error {
+    anyhow!("container does not exist: {id}")
 }
 
 /// As [`find`], or none if there is none of that id.
@@ -85,7 +89,7 @@ pub(crate) fn kill(engine: &Engine, args: &KillArgs) -> anyhow::Result<u8> {
 pub(crate) fn delete(engine: &Engine, args: &DeleteArgs, log: &Log) -> anyhow::Result<u8> {
     let container = match find_if_any(engine, &args.id)? {
         None if args.force => return Ok(0),
-        None => bail!("container does not exist: {}", args.id),
+        None => return Err(absent(&args.id)),
         Some(container) => container,
     };
     let status = container.status()?;
