@@ -457,11 +457,10 @@ impl<D: VirtioDevice> Bench<D> {
     }
 }
 
-/// Saves `from`, sends the state through JSON, applies it to `to` and checks that
+/// Saves `from`, sends the state through bytes, applies it to `to` and checks that
 /// `to` then saves the same. Every device passes this.
 pub fn persist_roundtrip<D: Persist>(from: &D, to: &mut D) {
-    let saved = serde_json::to_value(from.save()).unwrap();
-    let text = serde_json::to_string(&saved).unwrap();
-    to.restore(serde_json::from_str(&text).unwrap()).unwrap();
-    assert_eq!(serde_json::to_value(to.save()).unwrap(), saved);
+    let saved = rmp_serde::to_vec(&from.save()).unwrap();
+    to.restore(rmp_serde::from_slice(&saved).unwrap()).unwrap();
+    assert_eq!(rmp_serde::to_vec(&to.save()).unwrap(), saved);
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! 0            the memory, zero pages as holes; mapped as it lies
 //! memory_bytes "hull-template CRC\n", with the CRC-32 of all that follows
-//!              the header, one line of JSON; the machine's state, JSON to the file's end
+//!              the header, one line of JSON; the machine's state, MessagePack to the file's end
 //! ```
 //!
 //! Owns: writing it, and refusing one that isn't what was written. The head is checked at each
@@ -44,12 +44,15 @@ pub(crate) enum FileError {
     /// It isn't what was written.
     #[error("{0}")]
     Wrong(&'static str),
-    /// A part can't be understood.
-    #[error("its {what} can't be read")]
-    Malformed {
-        what: &'static str,
-        source: serde_json::Error,
-    },
+    /// What it says of itself can't be understood.
+    #[error("its header can't be read")]
+    Header(#[from] serde_json::Error),
+    /// The machine's state can't be understood.
+    #[error("its state can't be read")]
+    State(#[from] rmp_serde::decode::Error),
+    /// The machine's state has no form in bytes: a bug.
+    #[error("its state can't be written")]
+    Encode(#[from] rmp_serde::encode::Error),
 }
 
 fn disk(what: &'static str) -> impl FnOnce(io::Error) -> FileError {
@@ -87,10 +90,9 @@ pub(super) fn write(
         made_at: clock_gettime(ClockId::Realtime).tv_sec,
         memory_crc,
     };
-    let malformed = |what| move |source| FileError::Malformed { what, source };
-    let mut text = serde_json::to_vec(&header).map_err(malformed("header"))?;
+    let mut text = serde_json::to_vec(&header)?;
     text.push(b'\n');
-    serde_json::to_writer(&mut text, state).map_err(malformed("state"))?;
+    rmp_serde::encode::write(&mut text, state)?;
     let mut head = format!("{MAGIC}{:08x}\n", crc32fast::hash(&text)).into_bytes();
     head.append(&mut text);
     file.write_all_at(&head, key.memory_bytes)
@@ -110,7 +112,7 @@ fn time(seconds: i64, nanoseconds: i64) -> Timespec {
     }
 }
 
-/// Reads and checks a template's head; the state is left as its text.
+/// Reads and checks a template's head; the state is left as its bytes.
 pub(super) fn read_head(file: &File) -> Result<(Header, Vec<u8>), FileError> {
     let metadata = file.metadata().map_err(disk("look at"))?;
     let memory_bytes = metadata.len() & !(UNIT - 1);
@@ -132,10 +134,7 @@ pub(super) fn read_head(file: &File) -> Result<(Header, Vec<u8>), FileError> {
     }
     let end = text.iter().position(|&byte| byte == b'\n');
     let (header, state) = text.split_at(end.unwrap_or(text.len()));
-    let header: Header = serde_json::from_slice(header).map_err(|source| FileError::Malformed {
-        what: "header",
-        source,
-    })?;
+    let header: Header = serde_json::from_slice(header)?;
     if header.key.memory_bytes != memory_bytes {
         return Err(FileError::Wrong("its memory was cut"));
     }
@@ -145,12 +144,9 @@ pub(super) fn read_head(file: &File) -> Result<(Header, Vec<u8>), FileError> {
     Ok((header, state.get(1..).unwrap_or_default().to_vec()))
 }
 
-/// Understands a state's text.
-pub(super) fn state(text: &[u8]) -> Result<MachineState, FileError> {
-    serde_json::from_slice(text).map_err(|source| FileError::Malformed {
-        what: "state",
-        source,
-    })
+/// Understands a state's bytes.
+pub(super) fn state(bytes: &[u8]) -> Result<MachineState, FileError> {
+    Ok(rmp_serde::from_slice(bytes)?)
 }
 
 /// Checks the memory, if nobody has since this host booted, and notes this use.

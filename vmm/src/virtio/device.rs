@@ -54,7 +54,16 @@ pub enum RestoreError {
         unit: String,
         /// What serde says.
         #[source]
-        source: serde_json::Error,
+        source: rmp_serde::decode::Error,
+    },
+    /// The unit's state has no form in bytes: a bug of the unit.
+    #[error("state of unit \"{unit}\" can't be written")]
+    Encode {
+        /// The unit's name.
+        unit: &'static str,
+        /// What serde says.
+        #[source]
+        source: rmp_serde::encode::Error,
     },
     /// The state is readable, but doesn't fit the device it is applied to.
     #[error("state of unit \"{unit}\" doesn't fit: {why}")]
@@ -272,14 +281,13 @@ pub trait DynDevice: Send {
     /// See [`Persist::save`].
     ///
     /// # Errors
-    /// [`RestoreError::Unsaveable`], and [`RestoreError::Decode`] when the state has no
-    /// JSON form.
-    fn save(&self) -> Result<serde_json::Value, RestoreError>;
+    /// [`RestoreError::Unsaveable`], and [`RestoreError::Encode`].
+    fn save(&self) -> Result<Vec<u8>, RestoreError>;
     /// See [`Persist::restore`].
     ///
     /// # Errors
     /// As there, and [`RestoreError::Decode`].
-    fn restore(&mut self, state: serde_json::Value) -> Result<(), RestoreError>;
+    fn restore(&mut self, state: &[u8]) -> Result<(), RestoreError>;
 }
 
 impl<D: VirtioDevice> DynDevice for D {
@@ -321,17 +329,17 @@ impl<D: VirtioDevice> DynDevice for D {
     fn shared_memory(&self, id: u8) -> Option<SharedMemory> {
         VirtioDevice::shared_memory(self, id)
     }
-    fn save(&self) -> Result<serde_json::Value, RestoreError> {
+    fn save(&self) -> Result<Vec<u8>, RestoreError> {
         if let Some(why) = self.unsaveable() {
             return Err(RestoreError::Unsaveable { unit: D::UNIT, why });
         }
-        serde_json::to_value(Persist::save(self)).map_err(|source| RestoreError::Decode {
-            unit: D::UNIT.to_owned(),
+        rmp_serde::to_vec(&Persist::save(self)).map_err(|source| RestoreError::Encode {
+            unit: D::UNIT,
             source,
         })
     }
-    fn restore(&mut self, state: serde_json::Value) -> Result<(), RestoreError> {
-        let state = serde_json::from_value(state).map_err(|source| RestoreError::Decode {
+    fn restore(&mut self, state: &[u8]) -> Result<(), RestoreError> {
+        let state = rmp_serde::from_slice(state).map_err(|source| RestoreError::Decode {
             unit: D::UNIT.to_owned(),
             source,
         })?;

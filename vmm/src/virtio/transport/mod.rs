@@ -84,7 +84,7 @@ pub struct SlotState {
     pub unit: String,
     registers: Registers,
     interrupt_status: u32,
-    device: serde_json::Value,
+    device: Vec<u8>,
 }
 
 struct Shared {
@@ -399,7 +399,7 @@ impl Slot {
                 why: format!("it was saved from unit {:?} with other queues", state.unit),
             });
         }
-        shared.device.restore(state.device)?;
+        shared.device.restore(&state.device)?;
         shared.registers = state.registers;
         self.line
             .status

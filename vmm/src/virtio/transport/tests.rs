@@ -191,7 +191,7 @@ fn a_restored_slot_goes_on_where_the_saved_one_stood() {
     // A request that was added, but not seen yet.
     driver.guest.set_used_event(1);
     driver.guest.add(&[Part::Write(16)]);
-    let text = serde_json::to_string(&driver.slot.save().unwrap()).unwrap();
+    let bytes = rmp_serde::to_vec(&driver.slot.save().unwrap()).unwrap();
     drop(worker);
 
     let memory = Arc::clone(lock(&driver.slot.shared).queues[0].memory());
@@ -201,7 +201,8 @@ fn a_restored_slot_goes_on_where_the_saved_one_stood() {
     };
     let poller = Poller::new().unwrap();
     let copy = Arc::new(Slot::new(0, Box::new(Rng), &board, &poller).unwrap());
-    copy.restore(serde_json::from_str(&text).unwrap()).unwrap();
+    copy.restore(rmp_serde::from_slice(&bytes).unwrap())
+        .unwrap();
     assert_eq!(copy.save().unwrap(), driver.slot.save().unwrap());
     driver.slot = Arc::clone(&copy);
     driver.worker = Some(Worker::start("devices", poller, vec![(0, copy)]).unwrap());
@@ -212,6 +213,6 @@ fn a_restored_slot_goes_on_where_the_saved_one_stood() {
     let poller = Poller::new().unwrap();
     let sink: crate::bus::Sink = Arc::new(Mutex::new(Box::new(std::io::sink())));
     let other = Slot::new(0, Box::new(Console::new(sink, None)), &board, &poller).unwrap();
-    let refused = other.restore(serde_json::from_str(&text).unwrap());
+    let refused = other.restore(rmp_serde::from_slice(&bytes).unwrap());
     assert!(matches!(refused, Err(RestoreError::Mismatch { .. })));
 }
