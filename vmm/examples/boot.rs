@@ -121,6 +121,7 @@ fn run(wanted: &Wanted) -> Result<(), Box<dyn std::error::Error>> {
         kernel: Some(open(&wanted.kernel)?),
         initrd: wanted.initrd.as_deref().map(open).transpose()?,
         memory: None,
+        working_set: None,
         console: Box::new(io::stdout()),
         console_input: None,
         blocks,

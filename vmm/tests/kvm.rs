@@ -13,10 +13,12 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use hull_vmm::machine::{BuildError, Host, Machine};
+use hull_vmm::memory::WorkingSet;
 use hull_vmm::outcome::VmExit;
 use hull_vmm::spec::{Checked, DeviceSpec, MemoryBacking, MemorySpec, VmSpec, VsockSpec};
 use hull_vmm::virtio::fs::FsLimits;
@@ -130,6 +132,7 @@ fn host(kernel: Option<File>, memory: Option<File>, paper: &Paper) -> Host {
         kernel,
         initrd: None,
         memory,
+        working_set: None,
         console: Box::new(paper.clone()),
         console_input: None,
         blocks: Vec::new(),
@@ -150,7 +153,7 @@ fn machine_with(kernel: File, vcpus: u8, size_bytes: u64) -> (Machine, Paper) {
 
 /// Starts a machine whose memory is in a file, waits until it has printed, pauses it and
 /// takes its state; then the machine is gone.
-fn saved(kernel: File, vcpus: u8) -> (String, File, Vec<u8>) {
+fn saved(kernel: File, vcpus: u8) -> (Vec<u8>, File, Vec<u8>) {
     let paper = Paper::default();
     let spec = spec(vcpus, 128 << 20, MemoryBacking::Shared);
     let mut machine = Machine::build(spec, host(Some(kernel), None, &paper)).unwrap();
@@ -162,16 +165,22 @@ fn saved(kernel: File, vcpus: u8) -> (String, File, Vec<u8>) {
     paper.wait_for_more_than(10);
     assert!(machine.save().is_err(), "a running machine has a state");
     machine.pause();
-    let state = serde_json::to_string(&machine.save().unwrap()).unwrap();
+    let state = rmp_serde::to_vec(&machine.save().unwrap()).unwrap();
     let memory = machine.memory_file().unwrap().try_clone().unwrap();
     (state, memory, paper.text())
 }
 
-fn copy_of(state: &str, memory: &File, vcpus: u8) -> (Machine, Paper) {
+fn copy_of(
+    state: &[u8],
+    memory: &File,
+    vcpus: u8,
+    working_set: Option<WorkingSet>,
+) -> (Machine, Paper) {
     let paper = Paper::default();
     let spec = spec(vcpus, 128 << 20, MemoryBacking::Template);
-    let host = host(None, Some(memory.try_clone().unwrap()), &paper);
-    let state = serde_json::from_str(state).unwrap();
+    let mut host = host(None, Some(memory.try_clone().unwrap()), &paper);
+    host.working_set = working_set;
+    let state = rmp_serde::from_slice(state).unwrap();
     let mut machine = Machine::restore(spec, host, state).unwrap();
     machine.start().unwrap();
     (machine, paper)
@@ -312,7 +321,7 @@ fn copies_go_on_where_the_saved_machine_stood() {
     code.extend([0x30, 0xc0, 0xee, 0xfe, 0xc0, 0xeb, 0xfb]);
     let (state, memory, printed) = saved(kernel_of(&code), 1);
     for _ in 0..2 {
-        let (_machine, paper) = copy_of(&state, &memory, 1);
+        let (_machine, paper) = copy_of(&state, &memory, 1, None);
         paper.wait_for_more_than(10);
         let all = [printed.clone(), paper.text()].concat();
         assert!(
@@ -323,7 +332,7 @@ fn copies_go_on_where_the_saved_machine_stood() {
     // Another machine's state is refused.
     let host = host(None, Some(memory), &Paper::default());
     let spec = spec(2, 128 << 20, MemoryBacking::Template);
-    let refused = Machine::restore(spec, host, serde_json::from_str(&state).unwrap());
+    let refused = Machine::restore(spec, host, rmp_serde::from_slice(&state).unwrap());
     assert!(matches!(refused, Err(BuildError::Restore(_))));
 }
 
@@ -340,15 +349,32 @@ fn a_kernel_comes_up() {
 }
 
 /// A kernel saved in the middle of its start comes up in every copy: timers, interrupts and
-/// rings go on.
+/// rings go on. What the first one touched is seen, the second finds it ready, and a set that is
+/// no copy's is passed over.
 #[test]
 fn a_saved_kernel_comes_up_in_copies() {
     let Some(kernel) = built_kernel() else { return };
     for vcpus in [1, 2] {
         let (state, memory, _) = saved(kernel.try_clone().unwrap(), vcpus);
-        for _ in 0..2 {
-            let (mut machine, paper) = copy_of(&state, &memory, vcpus);
+        let (mut machine, paper) = copy_of(&state, &memory, vcpus, None);
+        wait_for_missing_root(&mut machine, &paper);
+        let set = machine.observed().unwrap();
+        assert_eq!(machine.observed(), None);
+        let pages = |ranges: &[Range<u64>]| ranges.iter().map(|r| r.end - r.start).sum::<u64>();
+        let (written, touched) = (pages(&set.written), pages(&set.touched));
+        assert!(
+            0 < written && written < touched && touched < 128 << 20,
+            "{set:?}"
+        );
+        let beyond = 127 << 20..129 << 20;
+        let wrong = WorkingSet {
+            written: vec![beyond.clone(), 5..4096, 4096..4096],
+            touched: vec![beyond],
+        };
+        for set in [set, wrong] {
+            let (mut machine, paper) = copy_of(&state, &memory, vcpus, Some(set));
             wait_for_missing_root(&mut machine, &paper);
+            assert_eq!(machine.observed(), None);
         }
     }
 }

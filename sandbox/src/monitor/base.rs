@@ -10,6 +10,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use hull_vmm::machine::SaveError;
+use hull_vmm::memory::WorkingSet;
 
 use crate::console::BootLog;
 use crate::plan::PlannedVm;
@@ -99,6 +100,14 @@ impl Base {
             return Err(error);
         }
         Ok(templates.find(key)?)
+    }
+
+    /// Has later starts profit from what a copy needed to have its first process run.
+    pub(super) fn learn(&self, set: &WorkingSet) {
+        if let Some((templates, key)) = &self.tried {
+            // The next start is watched in this one's place.
+            let _ = templates.learn(key, set);
+        }
     }
 
     /// The template didn't work: nobody is to try it again.

@@ -95,6 +95,17 @@ struct Ready {
     agent: PollFlags,
 }
 
+/// What a driver leaves.
+pub(super) struct Finished {
+    /// Those who are still to be told of the end.
+    pub(super) clients: Vec<Client>,
+    /// The control socket: open until the record is written, it has who calls meanwhile wait for
+    /// this process's end.
+    pub(super) listener: UnixListener,
+    /// A machine that stands still. To free its memory takes a while, and nobody need wait for it.
+    pub(super) guest: Box<dyn Guest>,
+}
+
 impl<'a> Driver<'a> {
     pub(super) fn new(parts: Parts<'a>) -> io::Result<Self> {
         parts.listener.set_nonblocking(true)?;
@@ -157,13 +168,16 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Ends the guest and takes what a client is still to be told, and the control socket: open
-    /// until the record is written, it has who calls meanwhile wait for this process's end.
-    pub(super) fn finish(mut self) -> (Vec<Client>, UnixListener) {
+    /// Ends the guest, and leaves what is to be done with what is left of it and its clients.
+    pub(super) fn finish(mut self) -> Finished {
         // A full disk has lost lines already; this is no worse.
         let _ = self.log.finish();
         self.guest.stop();
-        (self.clients, self.listener)
+        Finished {
+            clients: self.clients,
+            listener: self.listener,
+            guest: self.guest,
+        }
     }
 
     fn poll(&mut self) -> io::Result<Ready> {

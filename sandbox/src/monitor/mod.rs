@@ -54,7 +54,7 @@ use crate::sys;
 use base::Base;
 use boot::{Agent, BootError};
 use carrier::{Carrier, Waiting};
-use driver::{Driver, End, Parts, Record};
+use driver::{Driver, End, Finished, Parts, Record};
 use guest::Guest;
 use vm::{Opened, Source, Vm};
 
@@ -184,16 +184,20 @@ impl Monitor {
             .map_err(OpenError::log(&self.entry))
             .map_err(stage("open"))?;
         // A guest that is to be copied belongs to nobody, and to no container's share.
-        let base = Base::find(&self.entry, &plan.vm);
+        let mut base = Base::find(&self.entry, &plan.vm);
         let cgroup = match plan.vm.cpu_quota {
             Some(cpus) => Some(Cgroup::enter(&plan.id, cpus).map_err(stage("open"))?),
             None => None,
         };
         let opened = open(&self.entry, plan)?;
-        let (vm, mut agent, jail) = self.bring_up(plan, opened, base)?;
+        let (mut vm, mut agent, jail) = self.bring_up(plan, opened, &mut base)?;
         let limit = Duration::from_secs(u64::from(plan.vm.boot_timeout_s));
         let started =
             boot::spawn(&vm, plan, limit).map_err(|error| boot_failed("spawn", &vm, &error))?;
+        if let Some(set) = vm.observed() {
+            base.learn(&set);
+        }
+        self.notice = base.notice;
         agent.marks.monitor = self.began;
         agent.marks.started = sys::monotonic_ns();
         let running = Running {
@@ -233,10 +237,10 @@ impl Monitor {
         &mut self,
         plan: &Plan,
         opened: Opened,
-        mut base: Base,
+        base: &mut Base,
     ) -> Result<(Vm, Agent, Vec<String>), Failed> {
         let limit = Duration::from_secs(u64::from(plan.vm.boot_timeout_s));
-        let (mut vm, dials, copied) = self.build(plan, opened, &mut base)?;
+        let (mut vm, dials, copied) = self.build(plan, opened, base)?;
         let jail = jail::enter().map_err(stage("jail"))?;
         let built = sys::monotonic_ns();
         let watch = vm.start().map_err(stage("build"))?;
@@ -257,7 +261,6 @@ impl Monitor {
             .setup(&vm, plan, limit)
             .map_err(|error| failed("setup", &vm, &error))?;
         agent.marks.built = built;
-        self.notice = base.notice;
         Ok((vm, agent, jail))
     }
 
@@ -276,7 +279,7 @@ impl Monitor {
                 shares: rootfs::again(&opened.shares).map_err(stage("rootfs"))?,
                 console: open_console(&self.entry).map_err(stage("open"))?,
             };
-            match Vm::build(&plan.vm, opened, Source::Copy(template)) {
+            match Vm::build(&plan.vm, opened, Source::Copy(template.into())) {
                 Ok((vm, dials)) => return Ok((vm, dials, Some(kernel))),
                 Err(error) => base.give_up(&error),
             }
@@ -320,7 +323,11 @@ impl Monitor {
             Err(error) => End::Guest(format!("the monitor failed: {error}")),
         };
         let started_at = driver.started_at();
-        let (mut clients, listener) = driver.finish();
+        let Finished {
+            mut clients,
+            listener,
+            guest: _still,
+        } = driver.finish();
         let (record, status) = record(end, Some(started_at));
         self.close(plan, &record, cgroup);
         drop(listener);

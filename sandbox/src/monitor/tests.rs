@@ -156,7 +156,7 @@ fn bench(change: impl FnOnce(&mut RunRequest)) -> Bench {
         })
         .unwrap();
         let end = driver.run().unwrap();
-        let (mut clients, _) = driver.finish();
+        let Finished { mut clients, .. } = driver.finish();
         let (record, status) = record(end, None);
         for client in &mut clients {
             client.tell_end(&record, status);

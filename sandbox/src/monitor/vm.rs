@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use hull_proto::{CONTROL_PORT, GUEST_CID, SHARES_TAG};
 use hull_vmm::machine::{BuildError, Host, Machine, MachineState, SaveError};
+use hull_vmm::memory::WorkingSet;
 use hull_vmm::outcome::VmExit;
 use hull_vmm::spec::{DeviceSpec, FsSpec, MemoryBacking, MemorySpec, SpecError, VmSpec, VsockSpec};
 use hull_vmm::virtio::fs::{CachePolicy, FsExport, FsLimits, FsStats};
@@ -63,7 +64,7 @@ pub(super) enum Source {
         saved: bool,
     },
     /// The next one of a guest that was saved.
-    Copy(Template),
+    Copy(Box<Template>),
 }
 
 impl Source {
@@ -146,6 +147,7 @@ impl Vm {
             kernel: None,
             initrd: None,
             memory: None,
+            working_set: None,
             console: Box::new(opened.console),
             console_input: None,
             blocks: Vec::new(),
@@ -156,6 +158,7 @@ impl Vm {
         let machine = match source {
             Source::Copy(template) => {
                 host.memory = Some(template.file);
+                host.working_set = template.working_set;
                 let spec = spec(plan, MemoryBacking::Template).validate()?;
                 Machine::restore(spec, host, template.state)
             }
@@ -185,6 +188,11 @@ impl Vm {
     pub(super) fn start(&mut self) -> Result<Watch, VmError> {
         self.machine.start().map_err(VmError::Start)?;
         watch(&self.machine, self.dial.clone()).map_err(VmError::Watch)
+    }
+
+    /// What a copy of a template that nobody has learnt from touched up to now; told once.
+    pub(super) fn observed(&mut self) -> Option<WorkingSet> {
+        self.machine.observed()
     }
 
     /// Lets some time pass, unless the guest ends.

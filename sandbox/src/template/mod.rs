@@ -3,6 +3,7 @@
 //! ```text
 //! STATE/templates/           its flock: whoever makes a template holds it
 //!   0123456789abcdef         one template, named by its key; see `file`
+//!   0123456789abcdef.pages   which of its pages a start needs; see `pages`
 //!   0123456789abcdef.failed  why none could be made or used; believed for a while
 //! ```
 //!
@@ -12,18 +13,20 @@
 
 mod file;
 mod key;
+mod pages;
 #[cfg(test)]
 mod tests;
 
 use std::cmp::Reverse;
 use std::fs::{self, DirBuilder, File};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use hull_vmm::machine::MachineState;
+use hull_vmm::memory::WorkingSet;
 use jiff::Timestamp;
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat};
 use rustix::io::Errno;
@@ -44,6 +47,7 @@ const MOST_BYTES: u64 = 2 << 30;
 /// How long a template that couldn't be made or used isn't tried again.
 const FAILURE_HOLDS: Duration = Duration::from_secs(600);
 const FAILED: &str = ".failed";
+const PAGES: &str = ".pages";
 
 /// A template that can't be had, kept or removed.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +107,8 @@ pub(crate) struct Template {
     pub(crate) state: MachineState,
     /// The guest kernel's release.
     pub(crate) kernel: String,
+    /// What its starts need, once one has been watched.
+    pub(crate) working_set: Option<WorkingSet>,
 }
 
 /// The templates of one state directory.
@@ -169,11 +175,30 @@ impl Templates {
             Ok((header.kernel, state))
         });
         let (kernel, state) = checked.map_err(|error| unusable(error.into()))?;
+        let pages = fs::read(self.directory.join(name + PAGES)).ok();
         Ok(Some(Template {
             file,
             state,
             kernel,
+            working_set: pages.and_then(|bytes| pages::decode(&bytes)),
         }))
+    }
+
+    /// Notes what a start from the template of this key needed, unless another has.
+    ///
+    /// # Errors
+    /// If the disk refuses: then the next start is watched.
+    pub(crate) fn learn(&self, key: &Key, set: &WorkingSet) -> io::Result<()> {
+        let Some(bytes) = pages::encode(set) else {
+            return Ok(());
+        };
+        let flags = OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let mut file = File::from(rustix::fs::open(&self.directory, flags, mode)?);
+        file.write_all(&bytes)?;
+        let name = self.directory.join(key.name() + PAGES);
+        let path = sys::descriptor_path(&file);
+        Ok(linkat(CWD, path, CWD, name, AtFlags::SYMLINK_FOLLOW)?)
     }
 
     /// Opens one whose access time stays what it was made to be.
@@ -186,6 +211,7 @@ impl Templates {
     fn discard(&self, name: &str) {
         // What can't be removed is replaced or refused the next time.
         let _ = fs::remove_file(self.directory.join(name));
+        let _ = fs::remove_file(self.directory.join(format!("{name}{PAGES}")));
     }
 
     /// Forgets a template that was found and didn't work, and doesn't try its like for a while.
@@ -281,7 +307,9 @@ impl Templates {
         if !key::is_name(name) {
             return Err(TemplateError::Unknown(name.to_owned()));
         }
-        let _ = fs::remove_file(self.directory.join(format!("{name}{FAILED}")));
+        for of_it in [FAILED, PAGES] {
+            let _ = fs::remove_file(self.directory.join(format!("{name}{of_it}")));
+        }
         match fs::remove_file(self.directory.join(name)) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

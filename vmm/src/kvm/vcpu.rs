@@ -7,12 +7,15 @@
 
 use std::fmt::Write as _;
 use std::io;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use kvm_bindings::{
     CpuId, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_MMIO, Msrs,
-    kvm_cpuid_entry2, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
+    kvm_cpuid_entry2, kvm_msr_entry, kvm_pre_fault_memory, kvm_regs, kvm_segment, kvm_sregs,
 };
 use kvm_ioctls::{VcpuExit as RawExit, VcpuFd};
+use rustix::ioctl::{self, Updater, opcode};
 
 use super::{KvmError, Vm, cpuid, refused};
 use crate::boot::Entry;
@@ -88,6 +91,9 @@ pub enum VcpuExit {
     },
 }
 
+/// `KVM_PRE_FAULT_MEMORY` of `linux/kvm.h`.
+const PRE_FAULT: ioctl::Opcode = opcode::read_write::<kvm_pre_fault_memory>(0xae, 0xd5);
+
 /// The port access at hand: KVM hands over repeated ones as one exit.
 #[derive(Debug, Clone, Copy)]
 struct PortAccess {
@@ -141,6 +147,32 @@ impl Vm {
 }
 
 impl Vcpu {
+    /// Maps guest RAM as this vCPU's reads of it would, without exits (`KVM_PRE_FAULT_MEMORY`,
+    /// Linux 6.11). The range is guest-physical, in whole pages.
+    ///
+    /// # Errors
+    /// [`KvmError::Call`]: on other hosts always.
+    pub fn pre_fault(&self, range: &Range<u64>) -> Result<(), KvmError> {
+        let mut left = kvm_pre_fault_memory {
+            gpa: range.start,
+            size: range.end.saturating_sub(range.start),
+            ..Default::default()
+        };
+        while left.size > 0 {
+            // SAFETY: KVM_PRE_FAULT_MEMORY takes this structure and notes in it how far it came.
+            let call = unsafe { Updater::<PRE_FAULT, _>::new(&mut left) };
+            // SAFETY: `fd` outlives the borrow.
+            let fd = unsafe { BorrowedFd::borrow_raw(self.fd.as_raw_fd()) };
+            // SAFETY: mapping pages earlier changes nothing that the guest or we could see.
+            let done = unsafe { ioctl::ioctl(fd, call) };
+            done.map_err(|error| KvmError::Call {
+                what: "map guest memory in advance",
+                source: error.into(),
+            })?;
+        }
+        Ok(())
+    }
+
     /// Sets the registers to enter a kernel in 64-bit mode (Linux
     /// `Documentation/arch/x86/boot.rst`, "64-bit boot protocol").
     ///

@@ -29,7 +29,7 @@ use crate::boot::{self, BootError, Image};
 use crate::bus::{Bus, line_of};
 use crate::kvm::vcpu::Vcpu;
 use crate::kvm::{KvmError, Vm};
-use crate::memory::{self, GuestRam, MemoryError};
+use crate::memory::{self, GuestRam, MemoryError, Observer, WorkingSet};
 use crate::outcome::{Outcome, VmExit};
 use crate::spec::{Checked, VmSpec};
 use crate::vcpu::Vcpus;
@@ -49,6 +49,8 @@ pub struct Host {
     pub initrd: Option<File>,
     /// A template's memory, for [`crate::spec::MemoryBacking::Template`].
     pub memory: Option<File>,
+    /// What a start from the template needs; a restore without it observes what it is.
+    pub working_set: Option<WorkingSet>,
     /// Where the guest's console prints; it bounds what it keeps.
     pub console: Box<dyn Write + Send>,
     /// Where the guest's console reads, for debugging.
@@ -121,6 +123,7 @@ pub struct Machine {
     fs_stats: Option<Arc<FsStats>>,
     outcome: Arc<Outcome>,
     memory_file: Option<Arc<File>>,
+    observer: Option<Observer>,
     memory: GuestRam,
     vm: Vm,
 }
@@ -182,6 +185,7 @@ impl Machine {
             fs_stats: devices.fs_stats,
             outcome,
             memory_file,
+            observer: None,
             memory,
             vm,
         })
@@ -329,6 +333,12 @@ impl Machine {
     #[must_use]
     pub fn fs_stats(&self) -> Option<&FsStats> {
         self.fs_stats.as_deref()
+    }
+
+    /// What a machine that was restored without a [`Host::working_set`] has touched up to now;
+    /// told once.
+    pub fn observed(&mut self) -> Option<WorkingSet> {
+        self.observer.take()?.seen(&self.memory).ok()
     }
 
     /// The file that holds guest memory, with [`crate::spec::MemoryBacking::Shared`].

@@ -5,12 +5,15 @@
 //! [`crate::spec::MemoryBacking::Template`]. The order is vCPUs, the VM's chips and clock,
 //! then devices, which may raise an interrupt at once.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use super::{BuildError, Host, Life, Machine};
 use crate::device::serial::Serial;
 use crate::kvm::KvmError;
 use crate::kvm::state::{VcpuState, VmState};
+use crate::memory::Observer;
 use crate::spec::{Checked, VmSpec};
 use crate::virtio::device::RestoreError;
 use crate::virtio::transport::SlotState;
@@ -79,12 +82,33 @@ impl Machine {
     /// [`Machine::build`].
     pub fn restore(
         spec: Checked<VmSpec>,
-        host: Host,
+        mut host: Host,
         state: MachineState,
     ) -> Result<Self, BuildError> {
-        let machine = Self::assemble(&spec.into_spec(), host)?;
-        machine.apply(state)?;
+        let working_set = host.working_set.take();
+        let mut machine = Self::assemble(&spec.into_spec(), host)?;
+        match working_set {
+            Some(set) => {
+                set.make_ready(&machine.memory);
+                machine.apply(state)?;
+                machine.map(&set.touched);
+            }
+            None => {
+                // A host that can't tell leaves every start as slow as this one.
+                machine.observer = Observer::new(&machine.memory).ok();
+                machine.apply(state)?;
+            }
+        }
         Ok(machine)
+    }
+
+    /// Has the guest find these pages mapped. What the host won't map now is when it is touched.
+    fn map(&self, pages: &[Range<u64>]) {
+        if let Life::Stopped(vcpus) = &self.life
+            && let Some(vcpu) = vcpus.first()
+        {
+            let _ = pages.iter().try_for_each(|range| vcpu.pre_fault(range));
+        }
     }
 
     fn apply(&self, state: MachineState) -> Result<(), BuildError> {

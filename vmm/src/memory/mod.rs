@@ -9,6 +9,10 @@
 //! ```
 #![expect(unsafe_code, reason = "advice about the mappings of guest RAM")]
 
+mod working_set;
+
+pub use self::working_set::{Observer, WorkingSet};
+
 use std::fs::File;
 use std::io;
 use std::ops::Range;
