@@ -77,6 +77,8 @@ pub enum DeviceSpec {
     Console,
     /// A disk.
     Block(BlockSpec),
+    /// What takes back the memory that the guest has free.
+    Balloon,
     /// Randomness.
     Rng,
 }
@@ -183,7 +185,8 @@ impl DeviceSpec {
             Self::Vsock(_) => (1, "vsock", false),
             Self::Console => (2, "console", false),
             Self::Block(_) => (3, "block", true),
-            Self::Rng => (4, "rng", false),
+            Self::Balloon => (4, "balloon", false),
+            Self::Rng => (5, "rng", false),
         }
     }
 
@@ -208,7 +211,7 @@ impl DeviceSpec {
                     return Err(SpecError::BlockSerial(block.serial.clone()));
                 }
             }
-            Self::Console | Self::Rng => {}
+            Self::Console | Self::Balloon | Self::Rng => {}
         }
         Ok(())
     }
@@ -284,6 +287,7 @@ mod tests {
                     read_only: false,
                     serial: "scratch".to_owned(),
                 }),
+                DeviceSpec::Balloon,
                 DeviceSpec::Rng,
             ],
             debug_serial: false,

@@ -117,6 +117,7 @@ fn spec(vm: &PlannedVm, backing: MemoryBacking) -> VmSpec {
                 guest_cid: u64::from(GUEST_CID),
             }),
             DeviceSpec::Console,
+            DeviceSpec::Balloon,
             DeviceSpec::Rng,
         ],
         debug_serial: vm.debug,

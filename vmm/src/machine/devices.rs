@@ -12,6 +12,7 @@ use super::BuildError;
 use crate::bus::{Sink, address_of, line_of};
 use crate::kvm::{KvmError, Vm};
 use crate::spec::DeviceSpec;
+use crate::virtio::balloon::Balloon;
 use crate::virtio::block::Block;
 use crate::virtio::console::Console;
 use crate::virtio::device::DynDevice;
@@ -77,6 +78,7 @@ impl Devices {
                 let made = Block::new(file, block.read_only, &block.serial);
                 Box::new(made.map_err(failed("block"))?)
             }
+            DeviceSpec::Balloon => Box::new(Balloon),
             DeviceSpec::Rng => Box::new(Rng),
         };
         let unit = device.unit();

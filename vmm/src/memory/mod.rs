@@ -19,9 +19,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags};
-use rustix::mm::Advice;
+use rustix::mm::{Advice, MapFlags, ProtFlags};
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::spec::{MemoryBacking, MemorySpec};
 
@@ -139,6 +139,45 @@ fn prefer_huge_pages(region: &GuestRegionMmap) {
     };
 }
 
+/// Gives the whole pages of a range back to the host: they read as zeros from then on.
+///
+/// # Errors
+/// If the range isn't in `memory`, or the host refuses.
+pub fn discard(memory: &GuestRam, address: GuestAddress, length: u32) -> io::Result<()> {
+    const PAGE: u64 = 4096;
+    let Some(begin) = address.0.checked_next_multiple_of(PAGE) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let end = (address.0.saturating_add(length.into())) & !(PAGE - 1);
+    let length = match usize::try_from(end.saturating_sub(begin)) {
+        Ok(0) | Err(_) => return Ok(()),
+        Ok(length) => length,
+    };
+    let begin = GuestAddress(begin);
+    let (Ok(pages), Some(region)) = (memory.get_slice(begin, length), memory.find_region(begin))
+    else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let start = pages.ptr_guard_mut().as_ptr().cast();
+    if region.file_offset().is_some() && region.flags() & libc::MAP_PRIVATE != 0 {
+        // Let go of, a page of the template would show what the template holds.
+        let (access, fresh) = (
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE,
+        );
+        // SAFETY: the range lies in one mapping of `memory`, and what takes its place is the same
+        // to whoever holds an address in it.
+        unsafe { rustix::mm::mmap_anonymous(start, length, access, fresh) }?;
+        return Ok(());
+    }
+    let advice = match region.file_offset() {
+        None => Advice::LinuxDontNeed,
+        Some(_) => Advice::LinuxRemove,
+    };
+    // SAFETY: the range lies in one mapping of `memory`, whose content is the guest's, which asked.
+    Ok(unsafe { rustix::mm::madvise(start, length, advice) }?)
+}
+
 fn memory_file(size_bytes: u64) -> Result<File, MemoryError> {
     let make = || -> io::Result<File> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
@@ -162,6 +201,7 @@ fn check_template(file: Option<File>, wanted: u64) -> Result<File, MemoryError> 
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::os::unix::fs::MetadataExt;
 
     use vm_memory::{Bytes, GuestMemory, GuestMemoryRegion};
 
@@ -212,6 +252,36 @@ mod tests {
         let other = map_ram(&spec(size * 2, MemoryBacking::Template), Some(template));
         assert!(matches!(other, Err(MemoryError::Template { given, .. }) if given == size));
         assert!(map_ram(&spec(size, MemoryBacking::Template), None).is_err());
+    }
+
+    #[test]
+    fn what_is_discarded_reads_as_zeros_wherever_it_came_from() {
+        let size = 32 << 20;
+        let mut template = tempfile::tempfile().unwrap();
+        template.write_all(&vec![7; 64 << 10]).unwrap();
+        template.set_len(size).unwrap();
+        for backing in [
+            MemoryBacking::Anonymous,
+            MemoryBacking::Shared,
+            MemoryBacking::Template,
+        ] {
+            let given = Some(template.try_clone().unwrap());
+            let (memory, file) = map_ram(&spec(size, backing), given).unwrap();
+            memory.write_slice(&[7; 64 << 10], GuestAddress(0)).unwrap();
+            // From within page 1 to within page 4.
+            discard(&memory, GuestAddress(4097), 3 * 4096).unwrap();
+            let byte = |page: u64| memory.read_obj::<u8>(GuestAddress(page * 4096)).unwrap();
+            assert_eq!([1, 2, 3, 4].map(byte), [7, 0, 0, 7], "{backing:?}");
+            memory.write_obj(8_u8, GuestAddress(2 * 4096)).unwrap();
+            discard(&memory, GuestAddress(0), 64 << 10).unwrap();
+            if let Some(file) = file {
+                assert_eq!(file.metadata().unwrap().blocks(), 0);
+            }
+            assert_eq!([0, 2, 15].map(byte), [0; 3], "{backing:?}");
+            assert!(discard(&memory, GuestAddress(size - 4096), 8192).is_err());
+            assert!(discard(&memory, GuestAddress(u64::MAX - 10), u32::MAX).is_err());
+            discard(&memory, GuestAddress(5), 4096).unwrap();
+        }
     }
 
     #[test]

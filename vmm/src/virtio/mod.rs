@@ -3,6 +3,7 @@
 //! Everything under here reads bytes that a guest wrote: nothing panics on
 //! them, allocates by them without a cap, or trusts a length.
 
+pub mod balloon;
 pub mod block;
 pub mod console;
 pub mod device;
