@@ -88,7 +88,7 @@ struct SettingsFile {
     run_dir: Option<PathBuf>,
     kvm: Option<PathBuf>,
     allow_emulated_kvm: bool,
-    templates: bool,
+    templates: Option<bool>,
     assets: AssetsFile,
     defaults: Defaults,
     registries: Registries,
@@ -195,7 +195,7 @@ impl Settings {
             defaults: file.defaults,
             registries: file.registries,
             allow_emulated_kvm: file.allow_emulated_kvm,
-            templates: file.templates,
+            templates: file.templates.unwrap_or(true),
             kvm: file.kvm.unwrap_or_else(|| PathBuf::from("/dev/kvm")),
         }
     }

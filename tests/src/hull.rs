@@ -21,6 +21,7 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::symlink;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -37,7 +38,10 @@ use crate::process::Process;
 /// How long a monitor may live on after its container's command is known to have ended.
 const GOODBYE: Duration = Duration::from_secs(20);
 
-/// A Hull with a state of its own. When it is dropped, every container is removed by force, and
+/// Where all but [`Hull::apart`] keep their templates: each shape is booted once for all tests.
+const TEMPLATES: &str = "hull-test-templates";
+
+/// A Hull with a state of its own, but for the templates. When it is dropped, every container is removed by force, and
 /// then nothing may be left.
 #[derive(Debug)]
 pub struct Hull {
@@ -54,6 +58,20 @@ impl Hull {
     /// Instead of a skip where `HULL_REQUIRE_KVM` is 1.
     #[must_use]
     pub fn new() -> Option<Self> {
+        let hull = Self::apart()?;
+        let shared = env::temp_dir().join(TEMPLATES);
+        fs::create_dir_all(&shared).expect("make a directory");
+        fs::create_dir_all(hull.state_dir()).expect("make a directory");
+        symlink(shared, hull.state_dir().join("templates")).expect("make a link");
+        Some(hull)
+    }
+
+    /// As [`Self::new`], but it has no template before it makes one.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    #[must_use]
+    pub fn apart() -> Option<Self> {
         let reason = match env::var_os("HULL_BIN") {
             None => "HULL_BIN names no hull (use `cargo xtask test`)",
             Some(_) if !host::is_kvm_real() => "this machine's KVM runs no guests",

@@ -20,13 +20,6 @@ const UNIQUE: &str = "cat /proc/sys/kernel/random/boot_id; hostname; \
 const COMMON: &str = "uname -srm; nproc; id; pwd; ulimit -a; env | grep -v HOSTNAME; ls /dev; \
     cut -d' ' -f2- /proc/self/mounts; grep -i memtotal /proc/meminfo; cat /proc/sys/kernel/pid_max";
 
-/// A Hull whose starts are copied from templates.
-fn copying() -> Option<Hull> {
-    let hull = Hull::new()?;
-    fs::write(hull.path().join("config.toml"), "templates = true\n").unwrap();
-    Some(hull)
-}
-
 fn run(hull: &Hull, script: &str) -> Output {
     hull.cmd(["run", "--rm", &hull.image(), "sh", "-c", script])
         .output()
@@ -49,7 +42,7 @@ fn now() -> f64 {
 
 #[test]
 fn a_copy_is_like_a_guest_that_booted_and_knows_the_time() {
-    let Some(hull) = copying() else { return };
+    let Some(hull) = Hull::apart() else { return };
     let image = hull.image();
     let cold = ["run", "--rm", "--no-template", &image, "sh", "-c", COMMON];
     let booted = hull.cmd(cold).output().ok();
@@ -69,7 +62,7 @@ fn a_copy_is_like_a_guest_that_booted_and_knows_the_time() {
 
 #[test]
 fn starts_at_once_make_one_template_and_differ() {
-    let Some(hull) = copying() else { return };
+    let Some(hull) = Hull::apart() else { return };
     hull.image();
     let mut seen = HashSet::new();
     for count in [3, 2] {
@@ -94,7 +87,7 @@ fn starts_at_once_make_one_template_and_differ() {
 
 #[test]
 fn a_harmed_template_is_told_once_and_replaced() {
-    let Some(hull) = copying() else { return };
+    let Some(hull) = Hull::apart() else { return };
     assert_eq!(
         run(&hull, "echo ok").all(),
         (0, "ok\n".into(), String::new())
@@ -122,11 +115,19 @@ fn a_harmed_template_is_told_once_and_replaced() {
             (0, "ok\n".into(), String::new())
         );
     }
+    // Which pages a start needs is advice: what is wrong with it harms no start.
+    let pages = only_template(&hull).with_extension("pages");
+    let learnt = fs::read(&pages).unwrap();
+    for harmed in [&learnt[..learnt.len() / 2], b"", &[0xff; 4096]] {
+        fs::write(&pages, harmed).unwrap();
+        let done = run(&hull, "echo ok");
+        assert_eq!(done.all(), (0, "ok\n".into(), String::new()));
+    }
 }
 
 #[test]
 fn a_template_removed_in_use_stays_with_those_who_use_it() {
-    let Some(hull) = copying() else { return };
+    let Some(hull) = Hull::apart() else { return };
     let image = hull.image();
     let name = hull.cmd(["template", "build"]).output().ok();
     assert_eq!(only_template(&hull).file_name().unwrap(), name.trim());
@@ -147,7 +148,7 @@ fn a_template_removed_in_use_stays_with_those_who_use_it() {
 
 #[test]
 fn a_start_killed_while_it_makes_a_template_leaves_none_in_part() {
-    let Some(hull) = copying() else { return };
+    let Some(hull) = Hull::apart() else { return };
     let begun = std::time::Instant::now();
     run(&hull, "true").ok();
     let whole = begun.elapsed();
@@ -166,12 +167,58 @@ fn a_start_killed_while_it_makes_a_template_leaves_none_in_part() {
         let _ended = starting.wait();
         let left = fs::read_dir(hull.state_dir().join("templates"));
         for file in left.into_iter().flatten().flatten() {
-            assert_eq!(file.path(), only_template(&hull), "half a template");
+            if file.path().extension().is_none_or(|end| end != "pages") {
+                assert_eq!(file.path(), only_template(&hull), "half a template");
+            }
         }
         assert_eq!(
             run(&hull, "echo ok").all(),
             (0, "ok\n".into(), String::new())
         );
+    }
+}
+
+/// Bytes of a container's guest that the host holds memory for, in KiB: its monitor's.
+fn resident_kib(hull: &Hull, name: &str) -> u64 {
+    let pid = hull.cmd(["inspect", "-f", "{{.State.Pid}}", name]).output();
+    let status = fs::read_to_string(format!("/proc/{}/status", pid.ok().trim())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    line.unwrap()
+        .split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap()
+}
+
+#[test]
+fn memory_that_a_guest_frees_goes_back_to_the_host() {
+    const FILL: &str = "dd if=/dev/zero of=/dev/shm/fill bs=1M count=60 2>/dev/null && echo full";
+    const FREE: &str = "rm /dev/shm/fill && echo free";
+    let Some(hull) = Hull::new() else { return };
+    let image = hull.image();
+    for (name, base) in [("copy", None), ("booted", Some("--no-template"))] {
+        let words = ["run", "-d", "--name", name].into_iter().chain(base);
+        hull.cmd(words.chain([&*image, "sleep", "999"]))
+            .output()
+            .ok();
+        let exec = |script: &str| {
+            let words = ["exec", name, "sh", "-c", script];
+            hull.cmd(words).output().ok()
+        };
+        let before = resident_kib(&hull, name);
+        assert_eq!(exec(FILL), "full\n");
+        let full = resident_kib(&hull, name);
+        assert!(
+            full > before + (50 << 10),
+            "{name}: {before} KiB, then {full}"
+        );
+        assert_eq!(exec(FREE), "free\n");
+        // The guest's kernel reports what has been free for two seconds.
+        let freed = (0..30)
+            .any(|_| exec("sleep 1").is_empty() && resident_kib(&hull, name) < full - (40 << 10));
+        assert!(freed, "{name}: {} of {full} KiB", resident_kib(&hull, name));
+        assert_eq!(exec(FILL), "full\n");
     }
 }
 
