@@ -332,6 +332,7 @@ impl Relay<'_, '_> {
             // The rest is for the other side, or news that changes nothing here.
             Frame::Started { .. }
             | Frame::Prepared { .. }
+            | Frame::OomKilled { .. }
             | Frame::Go
             | Frame::Spawn(_)
             | Frame::Stdin(_)

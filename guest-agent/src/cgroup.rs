@@ -1,7 +1,7 @@
 //! The cgroup of each container (cgroup v2, cgroups(7)).
 //!
-//! Owns: turning the spec's limits into the kernel's files, making the group, reading its
-//! out-of-memory count, killing and removing it. Refuses: a limit whose controller the guest's
+//! Owns: turning the spec's limits into the kernel's files, making the group, changing its
+//! limits, reading what it has used, watching its out-of-memory count, killing and removing it. Refuses: a limit whose controller the guest's
 //! kernel lacks; it is never dropped in silence.
 
 use std::fs;
@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use hull_proto::{CgroupStats, weight_of_shares};
 use rustix::fs::{Mode, OFlags};
 
 use crate::fault::{Fault, Tried};
@@ -16,6 +17,9 @@ use crate::spec::{BlockIo, Cpu, Memory, Resources, Throttle};
 
 /// The period of `cpu.max` when the spec names none, in microseconds.
 const DEFAULT_PERIOD_US: u64 = 100_000;
+
+/// How deep a container's own groups are followed.
+const MAX_DEPTH: u32 = 64;
 
 /// One container's group.
 #[derive(Debug)]
@@ -44,13 +48,42 @@ impl Cgroup {
         let directory = rustix::fs::open(&path, flags, Mode::empty())
             .or_internal(|| format!("cannot open cgroup {id}"))?;
         let group = Self { path, directory };
-        for (file, value) in files {
-            if let Err(error) = group.write(&file, &value) {
-                group.remove();
-                return Err(error).or_refuse(|| format!("cannot set {file} to {value:?}"));
-            }
+        if let Err(fault) = group.set(&files) {
+            group.remove();
+            return Err(fault);
         }
         Ok(group)
+    }
+
+    /// Changes its limits while it is in use.
+    ///
+    /// # Errors
+    /// Refuses limits that the kernel refuses; those set before such a one stay.
+    pub(crate) fn update(&self, resources: &Resources) -> Result<(), Fault> {
+        let files = limits(resources)?;
+        if resources.memory.check_before_update
+            && let Some(limit) = resources.memory.limit.filter(|&limit| limit > 0)
+            && let usage = self.stats().memory.usage
+            && usage > limit.unsigned_abs()
+        {
+            return Err(Fault::refused(format!(
+                "unable to set memory limit to {limit} (current usage: {usage})"
+            )));
+        }
+        self.set(&files)
+    }
+
+    fn set(&self, files: &[(String, String)]) -> Result<(), Fault> {
+        for (file, value) in files {
+            self.write(file, value)
+                .or_refuse(|| format!("cannot set {file} to {value:?}"))?;
+        }
+        Ok(())
+    }
+
+    /// What it has used and may use.
+    pub(crate) fn stats(&self) -> CgroupStats {
+        CgroupStats::read(|file| fs::read_to_string(self.path.join(file)).ok())
     }
 
     /// The group's directory, for clone3.
@@ -61,13 +94,14 @@ impl Cgroup {
     /// How many of its processes the kernel killed for want of memory.
     pub(crate) fn oom_kills(&self) -> u64 {
         let events = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
-        count(&events, "oom_kill")
+        count_of(&events, "oom_kill")
     }
 
-    /// Every process in the group.
+    /// Every process in the group, and in those that the container made below it.
     pub(crate) fn processes(&self) -> Vec<i32> {
-        let text = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
-        text.lines().filter_map(|line| line.parse().ok()).collect()
+        let mut pids = Vec::new();
+        add_processes(&self.path, 0, &mut pids);
+        pids
     }
 
     /// Kills every process in it and below.
@@ -85,11 +119,56 @@ impl Cgroup {
     }
 }
 
+/// The kernel's notices of killings in one group for want of memory.
+#[derive(Debug)]
+pub(crate) struct OomWatch {
+    events: OwnedFd,
+    seen: u64,
+}
+
+impl OomWatch {
+    /// Watches a group; nothing where memory isn't counted.
+    pub(crate) fn of(group: &Cgroup) -> Option<Self> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let events =
+            rustix::fs::openat(&group.directory, "memory.events", flags, Mode::empty()).ok()?;
+        // Never read, it is news to the first poll.
+        Some(Self { events, seen: 0 })
+    }
+
+    /// What to poll, for `PRI`.
+    pub(crate) fn fd(&self) -> &OwnedFd {
+        &self.events
+    }
+
+    /// The count of killings, if it has grown.
+    pub(crate) fn news(&mut self) -> Option<u64> {
+        let mut text = [0; 512];
+        let count = rustix::io::pread(&self.events, &mut text, 0).ok()?;
+        let text = str::from_utf8(text.get(..count)?).ok()?;
+        let kills = count_of(text, "oom_kill");
+        let grown = kills > self.seen;
+        self.seen = kills;
+        grown.then_some(kills)
+    }
+}
+
+fn add_processes(path: &Path, depth: u32, pids: &mut Vec<i32>) {
+    let text = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+    if depth < MAX_DEPTH {
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+            add_processes(&entry.path(), depth + 1, pids);
+        }
+    }
+}
+
 fn remove_tree(path: &Path, depth: u32) -> bool {
     match fs::remove_dir(path) {
         Ok(()) => true,
         Err(error) if error.kind() == io::ErrorKind::NotFound => true,
-        Err(_) if depth > 64 => false,
+        Err(_) if depth > MAX_DEPTH => false,
         Err(_) => {
             let entries = fs::read_dir(path).into_iter().flatten().flatten();
             for entry in entries.filter(|entry| entry.path().is_dir()) {
@@ -116,7 +195,7 @@ pub(crate) fn delegate(parent: &Path) -> io::Result<()> {
     fs::write(parent.join("cgroup.subtree_control"), all.join(" "))
 }
 
-fn count(events: &str, name: &str) -> u64 {
+fn count_of(events: &str, name: &str) -> u64 {
     let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
     events.lines().find_map(value).unwrap_or(0)
 }
@@ -209,12 +288,6 @@ fn add_cpu(cpu: &Cpu, files: &mut Vec<(String, String)>) {
             add(files, file, list);
         }
     }
-}
-
-/// Shares (2 to 262144) to weight (1 to 10000), by the line that the runtimes agreed on.
-fn weight_of_shares(shares: u64) -> u64 {
-    let shares = shares.clamp(2, 262_144);
-    1 + ((shares - 2) * 9999) / 262_142
 }
 
 /// blkio's weight (10 to 1000) to io's (1 to 10000).
@@ -328,17 +401,14 @@ mod tests {
     #[test]
     fn the_kill_count_is_not_the_group_kill_count() {
         let events = "low 0\noom 2\noom_kill 3\noom_group_kill 9\n";
-        assert_eq!(count(events, "oom_kill"), 3);
-        assert_eq!(count("", "oom_kill"), 0);
+        assert_eq!(count_of(events, "oom_kill"), 3);
+        assert_eq!(count_of("", "oom_kill"), 0);
     }
 
     proptest! {
         #[test]
-        fn weights_stay_in_range_and_in_order(a: u64, b: u64) {
-            let (low, high) = (a.min(b), a.max(b));
-            prop_assert!(weight_of_shares(low) <= weight_of_shares(high));
-            prop_assert!((1..=10_000).contains(&weight_of_shares(a)));
-            prop_assert!((1..=10_000).contains(&weight_of_blkio(a as u16)));
+        fn weights_stay_in_range(weight: u16) {
+            prop_assert!((1..=10_000).contains(&weight_of_blkio(weight)));
         }
     }
 }

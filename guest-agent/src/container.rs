@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use hull_proto::{ContainerStart, ExecStart, OciJson};
+use hull_proto::{CgroupStats, ContainerStart, ExecStart, OciJson, ProcessPage};
 use rustix::process::Pid;
 
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup::{self, Cgroup, OomWatch};
 use crate::fault::Fault;
 use crate::log::say;
 use crate::namespaces::Namespaces;
+use crate::processes;
 use crate::seccomp::Filter;
 use crate::spawn::{self, Born, Start};
 use crate::spec::{Process, Resources};
@@ -194,6 +195,50 @@ impl Containers {
     pub(crate) fn oom_kills(&self, id: &str) -> u64 {
         let group = self.all.get(id).and_then(Container::cgroup);
         group.map_or(0, Cgroup::oom_kills)
+    }
+
+    /// Watches for killings in the container for want of memory.
+    pub(crate) fn oom_watch(&self, id: &str) -> Option<OomWatch> {
+        OomWatch::of(self.all.get(id)?.cgroup()?)
+    }
+
+    /// What a container has used and may use.
+    ///
+    /// # Errors
+    /// Refuses if there is no such container, or nothing counts.
+    pub(crate) fn stats(&self, id: &str) -> Result<CgroupStats, Fault> {
+        Ok(self.group(id)?.stats())
+    }
+
+    /// Changes a container's limits.
+    ///
+    /// # Errors
+    /// As [`Self::stats`], and if the kernel refuses.
+    pub(crate) fn update(&self, id: &str, resources: &Resources) -> Result<(), Fault> {
+        self.group(id)?.update(resources)
+    }
+
+    fn group(&self, id: &str) -> Result<&Cgroup, Fault> {
+        let group = self.known(id)?.cgroup();
+        group.ok_or_else(|| Fault::refused("this guest has no cgroups"))
+    }
+
+    fn known(&self, id: &str) -> Result<&Container, Fault> {
+        let container = self.all.get(id);
+        container.ok_or_else(|| Fault::refused(format!("container {id} does not exist")))
+    }
+
+    /// A container's processes with ids above `after`.
+    ///
+    /// # Errors
+    /// Refuses if there is no such container.
+    pub(crate) fn processes(&self, id: &str, after: u32) -> Result<ProcessPage, Fault> {
+        let container = self.known(id)?;
+        let pids = match &container.cgroup {
+            Some(group) => group.processes(),
+            None => vec![container.first.as_raw_nonzero().get()],
+        };
+        Ok(processes::page(pids, after))
     }
 
     /// Sends a signal to every process of a container.

@@ -16,10 +16,13 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::process::{Pid, WaitOptions};
 use rustix::time::ClockId;
+use serde::Deserialize;
 
+use crate::container::Containers;
 use crate::fault::{Fault, Tried};
 use crate::log::say;
 use crate::mounts::{self, Options};
+use crate::spec::Resources;
 use crate::sys;
 
 /// How long the end of every process is waited for at a shutdown.
@@ -78,7 +81,7 @@ impl Control {
     }
 
     /// Does what the host asks now. The end of the stream is the wish to stop.
-    pub(crate) fn serve(&mut self, space: &mut [u8]) -> Wish {
+    pub(crate) fn serve(&mut self, containers: &Containers, space: &mut [u8]) -> Wish {
         match rustix::net::recv(&self.stream, &mut *space, RecvFlags::DONTWAIT) {
             Ok((0, _)) => return Wish::Stop,
             Ok((count, _)) => self.lines.feed(space.get(..count).unwrap_or_default()),
@@ -89,7 +92,7 @@ impl Control {
             match self.lines.take::<Request>() {
                 Ok(None) => return Wish::GoOn,
                 Ok(Some(request)) => {
-                    if self.answer(&request) == Wish::Stop {
+                    if self.answer(&request, containers) == Wish::Stop {
                         return Wish::Stop;
                     }
                 }
@@ -101,24 +104,30 @@ impl Control {
         }
     }
 
-    fn answer(&mut self, request: &Request) -> Wish {
-        let (done, wish) = match request {
-            Request::Setup(setup) => (self.set_up(setup), Wish::GoOn),
-            Request::Settle => (self.flaw.clone().map_or(Ok(()), Err), Wish::GoOn),
-            Request::Ping => (Ok(()), Wish::GoOn),
+    fn answer(&mut self, request: &Request, containers: &Containers) -> Wish {
+        let done = match request {
+            Request::Setup(setup) => self.set_up(setup).map(|()| Reply::Ok),
+            Request::Settle => self.flaw.clone().map_or(Ok(Reply::Ok), Err),
+            Request::Ping => Ok(Reply::Ok),
+            Request::Stats { id } => containers.stats(id).map(|stats| Reply::Stats(stats.into())),
+            Request::Processes { id, after } => {
+                containers.processes(id, *after).map(Reply::Processes)
+            }
+            Request::Update { id, resources } => Resources::deserialize(resources)
+                .map_err(|error| Fault::refused(format!("the limits can't be read: {error}")))
+                .and_then(|resources| containers.update(id, &resources))
+                .map(|()| Reply::Ok),
             Request::Shutdown => {
                 self.end_processes();
-                (Ok(()), Wish::Stop)
+                Ok(Reply::Ok)
             }
         };
-        let reply = match done {
-            Ok(()) => Reply::Ok,
-            Err(fault) => Reply::Error {
-                message: fault.to_string(),
-            },
-        };
+        let reply = done.unwrap_or_else(|fault| Reply::Error {
+            message: fault.to_string(),
+        });
         match self.send(&reply) {
-            Ok(()) => wish,
+            Ok(()) if matches!(request, Request::Shutdown) => Wish::Stop,
+            Ok(()) => Wish::GoOn,
             Err(_) => Wish::Stop,
         }
     }

@@ -22,6 +22,7 @@ mod log;
 mod mounts;
 mod namespaces;
 mod process;
+mod processes;
 mod reaper;
 mod relay;
 mod report;

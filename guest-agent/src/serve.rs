@@ -111,6 +111,7 @@ impl Server {
                 let flags = match event {
                     Event::Outgoing | Event::Input => PollFlags::OUT,
                     Event::Incoming | Event::Line | Event::Output(_) => PollFlags::IN,
+                    Event::Memory => PollFlags::PRI,
                 };
                 tokens.push(Token::Session(*id, event));
                 fds.push(PollFd::from_borrowed_fd(fd.as_fd(), flags));
@@ -132,7 +133,7 @@ impl Server {
         match token {
             Token::Signals => self.reap(),
             Token::Listener => self.accept(),
-            Token::Control => return self.control.serve(&mut self.space),
+            Token::Control => return self.control.serve(&self.containers, &mut self.space),
             Token::Session(id, event) => {
                 if let Some(session) = self.sessions.get_mut(&id) {
                     session.on_event(event, &mut self.containers, &mut self.space);

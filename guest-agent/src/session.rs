@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use rustix::process::Pid;
 
+use crate::cgroup::OomWatch;
 use crate::container::Containers;
 use crate::fault::Fault;
 use crate::relay::{Output, Relay};
@@ -43,6 +44,8 @@ pub(crate) enum Event {
     Input,
     /// The process wrote.
     Output(Output),
+    /// Its container's memory was short.
+    Memory,
 }
 
 /// The process of a session.
@@ -57,6 +60,8 @@ struct Life {
     exit: Option<ExitStatus>,
     drain_until: Option<Instant>,
     oom_kills_before: u64,
+    /// For a container's first process.
+    oom_watch: Option<OomWatch>,
 }
 
 /// One process stream.
@@ -109,6 +114,9 @@ impl Session {
                 awaited.push((Event::Outgoing, &self.stream));
             }
         }
+        if let Some(watch) = self.life.as_ref().and_then(|life| life.oom_watch.as_ref()) {
+            awaited.push((Event::Memory, watch.fd()));
+        }
         if let Some(line) = self.life.as_ref().and_then(|life| life.line.as_ref()) {
             // Nothing of the process comes before the word that it runs.
             awaited.push((Event::Line, line));
@@ -138,6 +146,7 @@ impl Session {
             Event::Incoming => self.receive(containers, space),
             Event::Outgoing => self.flush(),
             Event::Line => self.hear(containers),
+            Event::Memory => self.tell_of_oom(),
             Event::Input => {
                 let done = self.relay.write_input();
                 self.acknowledge(done);
@@ -218,13 +227,21 @@ impl Session {
             Spawn::Container(start) => (&start.id, containers.start(start)),
             Spawn::Exec(start) => (&start.id, containers.exec(start)),
         };
-        let adopted = born.and_then(|born| self.adopt(id, born, containers));
+        let is_first = matches!(spawn, Spawn::Container(_));
+        let adopted = born.and_then(|born| self.adopt(id, born, is_first, containers));
         if let Err(fault) = adopted {
             self.say_last(&Frame::Failed(fault.into_failure()));
         }
     }
 
-    fn adopt(&mut self, id: &str, born: Born, containers: &Containers) -> Result<(), Fault> {
+    fn adopt(
+        &mut self,
+        id: &str,
+        born: Born,
+        is_first: bool,
+        containers: &Containers,
+    ) -> Result<(), Fault> {
+        let oom_watch = is_first.then(|| containers.oom_watch(id)).flatten();
         if let Some(pipes) = born.pipes {
             self.relay
                 .adopt_pipes(pipes)
@@ -240,6 +257,7 @@ impl Session {
             exit: None,
             drain_until: None,
             oom_kills_before: containers.oom_kills(id),
+            oom_watch,
         });
         Ok(())
     }
@@ -272,9 +290,19 @@ impl Session {
         }
     }
 
+    fn tell_of_oom(&mut self) {
+        let watch = self.life.as_mut().and_then(|life| life.oom_watch.as_mut());
+        if let Some(count) = watch.and_then(OomWatch::news) {
+            let count = u32::try_from(count).unwrap_or(u32::MAX);
+            self.say(&Frame::OomKilled { count });
+        }
+    }
+
     /// Notes that the process has ended, while its container can still be asked about it.
     pub(crate) fn reaped(&mut self, status: ExitStatus, containers: &Containers, now: Instant) {
+        self.tell_of_oom();
         let Some(life) = &mut self.life else { return };
+        life.oom_watch = None;
         life.exit = Some(match status {
             ExitStatus::Signaled { signal, .. } => ExitStatus::Signaled {
                 signal,

@@ -251,6 +251,8 @@ pub(crate) struct Memory {
     pub(crate) limit: Option<i64>,
     pub(crate) reservation: Option<i64>,
     pub(crate) swap: Option<i64>,
+    #[serde(rename = "checkBeforeUpdate", deserialize_with = "or_empty")]
+    pub(crate) check_before_update: bool,
 }
 
 /// Limits of processor time.

@@ -2,6 +2,9 @@
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::cgroup::{CgroupStats, ProcessPage};
 
 /// Longest line of a control stream, in bytes, without its newline.
 const MAX_LINE: usize = 64 * 1024;
@@ -31,6 +34,25 @@ pub enum Request {
     Shutdown,
     /// Asks for nothing but an answer.
     Ping,
+    /// Asks what a container has used and may use.
+    Stats {
+        /// The container's name.
+        id: String,
+    },
+    /// Asks for a container's processes.
+    Processes {
+        /// The container's name.
+        id: String,
+        /// Only those with higher ids than this.
+        after: u32,
+    },
+    /// Changes a container's limits while it runs.
+    Update {
+        /// The container's name.
+        id: String,
+        /// The limits that change, as the OCI runtime spec has `linux.resources`.
+        resources: Value,
+    },
 }
 
 /// What makes one guest different from the next.
@@ -52,6 +74,10 @@ pub struct Setup {
 pub enum Reply {
     /// Done.
     Ok,
+    /// What a container has used and may use.
+    Stats(Box<CgroupStats>),
+    /// A container's processes.
+    Processes(ProcessPage),
     /// Not done, and why: a whole sentence for a person.
     Error {
         /// What failed.

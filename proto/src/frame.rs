@@ -46,6 +46,12 @@ pub enum Frame {
     Stderr(Vec<u8>),
     /// Guest to host: this many bytes of stdin were written or dropped.
     StdinAck(u32),
+    /// Guest to host: the guest's kernel killed processes of the container because its memory ran
+    /// out. Said on the stream of the container's first process, before its end.
+    OomKilled {
+        /// How many it has killed so far.
+        count: u32,
+    },
     /// Guest to host, last: it ended, and all its output was sent.
     Exited(ExitStatus),
     /// Guest to host, last: it was never started.
@@ -101,6 +107,7 @@ pub fn encode(frame: &Frame, out: &mut Vec<u8>) -> Result<(), FrameError> {
         Frame::Stdout(data) => bytes(17, data, out),
         Frame::Stderr(data) => bytes(18, data, out),
         Frame::StdinAck(count) => bytes(19, &count.to_le_bytes(), out),
+        Frame::OomKilled { count } => bytes(23, &count.to_le_bytes(), out),
         Frame::Exited(status) => json(20, status, out)?,
         Frame::Failed(failure) => json(21, failure, out)?,
     };
@@ -222,6 +229,7 @@ fn parse(kind: u8, payload: &[u8]) -> Result<Frame, FrameError> {
         20 => Frame::Exited(serde_json::from_slice(payload)?),
         21 => Frame::Failed(serde_json::from_slice(payload)?),
         22 => Frame::Prepared { pid: number()? },
+        23 => Frame::OomKilled { count: number()? },
         unknown => return Err(FrameError::UnknownKind(unknown)),
     })
 }
@@ -242,6 +250,7 @@ mod tests {
             any::<(u8, bool)>().prop_map(|(signal, all)| Frame::Signal { signal, all }),
             Just(Frame::Go),
             any::<u32>().prop_map(|pid| Frame::Prepared { pid }),
+            any::<u32>().prop_map(|count| Frame::OomKilled { count }),
             any::<u32>().prop_map(|pid| Frame::Started { pid }),
             data().prop_map(Frame::Stdout),
             data().prop_map(Frame::Stderr),

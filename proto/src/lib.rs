@@ -9,20 +9,26 @@
 //!   Hello ►   ◄ Request   Reply ►   ◄ Request   Reply ► …
 //! monitor ── connects to guest port PROCESS_PORT ──► agent   one process stream per process
 //!   ◄ Spawn   (Prepared ►   ◄ Go)   Started ►   ◄ Stdin/Resize/Signal   Stdout/Stderr ► …   Exited ►
+//!   (OomKilled ► at any time after Spawn of a container)
 //! ```
 
 #![forbid(unsafe_code)]
 
+mod cgroup;
 mod control;
 mod frame;
 mod process;
 
+pub use cgroup::{
+    CgroupStats, CpuStats, IoStats, MemoryEvents, MemoryStat, MemoryStats, PidsStats, ProcessInfo,
+    ProcessPage, weight_of_shares,
+};
 pub use control::{ControlError, Hello, LineDecoder, Reply, Request, Setup, encode_line};
 pub use frame::{Decoder, Frame, FrameError, encode};
 pub use process::{ContainerStart, ExecStart, ExitStatus, Failure, FailureKind, OciJson, Spawn};
 
 /// Version of everything in this crate. The monitor refuses an agent of another generation.
-pub const GENERATION: u16 = 2;
+pub const GENERATION: u16 = 3;
 
 /// Host vsock port that the agent dials once it can serve: its connection means "ready".
 pub const CONTROL_PORT: u32 = 1024;

@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use hull_proto::CgroupStats;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::statfs;
 
@@ -24,9 +25,9 @@ const EMPTYING: Duration = Duration::from_secs(5);
 /// Microseconds over which a quota is counted, the kernel's default.
 const PERIOD_US: u32 = 100_000;
 
-/// A limit that could not be set.
+/// A limit of the host's that could not be set.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum CgroupError {
+pub enum CgroupError {
     /// The host has no cgroup v2 where it is looked for.
     #[error("cannot limit processors to a fraction: {ROOT} is not cgroup v2")]
     NotVersion2,
@@ -39,6 +40,12 @@ pub(crate) enum CgroupError {
         path: PathBuf,
         /// Why not.
         source: io::Error,
+    },
+    /// A limit of the host's for a container whose monitor is in no cgroup of its own.
+    #[error("cannot set {file}: the container has no cgroup of its own on this host")]
+    None {
+        /// The limit's file.
+        file: String,
     },
     /// The cgroup could not be made.
     #[error("cannot create cgroup \"{path}\"")]
@@ -112,6 +119,30 @@ pub(crate) fn remove(id: &str) {
 /// be another state directory's.
 pub(crate) fn remove_empty(id: &str) -> bool {
     fs::remove_dir(Path::new(ROOT).join(PARENT).join(id)).is_ok()
+}
+
+/// What the processes of a container's cgroup have used, if it has one.
+pub(crate) fn stats(id: &str) -> Option<CgroupStats> {
+    let path = Path::new(ROOT).join(PARENT).join(id);
+    path.is_dir()
+        .then(|| CgroupStats::read(|file| fs::read_to_string(path.join(file)).ok()))
+}
+
+/// Changes the limits of a container's cgroup. Without one there are none but what processors it
+/// runs on, which nothing else can stand in for.
+pub(crate) fn update(id: &str, files: &[(String, String)]) -> Result<(), CgroupError> {
+    let path = Path::new(ROOT).join(PARENT).join(id);
+    let exists = path.is_dir();
+    for (file, value) in files {
+        match exists {
+            true => write(&path.join(file), value)?,
+            false if file.starts_with("cpuset.") => {
+                return Err(CgroupError::None { file: file.clone() });
+            }
+            false => {}
+        }
+    }
+    Ok(())
 }
 
 /// The ids of those there are.

@@ -426,7 +426,7 @@ impl Container {
         Ok(self.store.remove(&self.entry, &lock)?)
     }
 
-    fn connect(&self) -> Result<UnixStream, EngineError> {
+    pub(crate) fn connect(&self) -> Result<UnixStream, EngineError> {
         let not_running = || EngineError::NotRunning(self.plan.id.clone());
         // By descriptor, as a socket's address holds but 107 bytes.
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -450,7 +450,7 @@ impl Container {
         }
     }
 
-    fn ask(
+    pub(crate) fn ask(
         &self,
         action: &'static str,
         socket: &UnixStream,
@@ -481,7 +481,7 @@ impl Container {
         }
     }
 
-    fn failed(&self, action: &'static str, source: ControlError) -> EngineError {
+    pub(crate) fn failed(&self, action: &'static str, source: ControlError) -> EngineError {
         if matches!(source, ControlError::Gone) {
             return EngineError::NotRunning(self.plan.id.clone());
         }

@@ -6,6 +6,8 @@
 //!                                  ► {reply: ok} frames …  Attach: both speak frames from here on
 //!                                  ► {reply: ok} + fd      Exec: the fd is a process stream
 //!                                  … ► {reply: ok}         Release: when the command runs
+//!                                  … ► {reply}             Stats, Processes, Update: the agent's answer
+//!                                  … ► {reply: oom_killed} AwaitOom: when memory ran out (or ended)
 //! ```
 //!
 //! Owns the words and their framing on either side. Refuses long lines.
@@ -15,11 +17,13 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
+use hull_proto::{CgroupStats, ProcessPage};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::state::ExitRecord;
 
@@ -83,6 +87,23 @@ pub enum Request {
     Pause,
     /// Its end.
     Resume,
+    /// What the container has used in the guest.
+    Stats,
+    /// The container's processes in the guest.
+    Processes {
+        /// Only those with higher ids than this.
+        after: u32,
+    },
+    /// Other limits of the container in the guest.
+    Update {
+        /// Those that change, as the OCI runtime spec has `linux.resources`.
+        resources: Value,
+    },
+    /// Processes that are killed because the container's memory ran out.
+    AwaitOom {
+        /// How many of them the client knows of.
+        seen: u32,
+    },
 }
 
 /// What a monitor answers.
@@ -100,6 +121,15 @@ pub enum Reply {
     Ended(ExitRecord),
     /// What the monitor knows of itself.
     Inspect(Report),
+    /// What the container has used in the guest.
+    Stats(Box<CgroupStats>),
+    /// Some of the container's processes in the guest.
+    Processes(ProcessPage),
+    /// Memory ran out.
+    OomKilled {
+        /// How many processes were killed for it so far.
+        count: u32,
+    },
 }
 
 /// What a monitor knows of itself.
@@ -289,6 +319,12 @@ mod tests {
             any::<(Option<u8>, Option<u64>)>()
                 .prop_map(|(signal, timeout_ms)| Request::Stop { signal, timeout_ms }),
             any::<bool>().prop_map(|stdin| Request::Attach { stdin }),
+            Just(Request::Stats),
+            any::<u32>().prop_map(|after| Request::Processes { after }),
+            any::<u32>().prop_map(|seen| Request::AwaitOom { seen }),
+            any::<u32>().prop_map(|limit| Request::Update {
+                resources: serde_json::json!({"pids": {"limit": limit}}),
+            }),
         ]
     }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
-use crate::cgroup;
+use crate::cgroup::{self, CgroupError};
 use crate::container::{self, Container};
 use crate::control::ControlError;
 use crate::exit::CODE_HULL_FAILED;
@@ -58,6 +58,9 @@ pub enum EngineError {
         /// Why not.
         source: io::Error,
     },
+    /// A limit of the host's can't be set.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// A template can't be had.
     #[error(transparent)]
     Template(#[from] TemplateError),

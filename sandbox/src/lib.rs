@@ -24,6 +24,7 @@ pub mod monitor;
 mod names;
 mod plan;
 mod request;
+mod resources;
 mod rootfs;
 mod rotate;
 mod settings;
@@ -35,9 +36,11 @@ mod sys;
 mod template;
 
 pub use carry::{Changes, Stdio, carry};
+pub use cgroup::CgroupError;
 pub use container::Container;
 pub use engine::{Engine, EngineError};
 pub use exit::{CODE_HULL_FAILED, CODE_NOT_EXECUTABLE, CODE_NOT_FOUND, FailureClass};
+pub use hull_proto::{CgroupStats, ProcessInfo};
 pub use launch::StartFailure;
 pub use logs::{LogEntry, LogOptions, LogReader};
 pub use plan::{

@@ -292,7 +292,7 @@ impl Stream {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let end = loop {
             match self.next().expect("a last frame") {
-                Frame::Started { .. } | Frame::StdinAck(_) => {}
+                Frame::Started { .. } | Frame::StdinAck(_) | Frame::OomKilled { .. } => {}
                 Frame::Stdout(data) => stdout.extend(data),
                 Frame::Stderr(data) => stderr.extend(data),
                 Frame::Exited(status) => break Ok(status),

@@ -46,8 +46,8 @@ pub(crate) enum BootError {
     /// The agent broke the process stream's rules.
     #[error("the agent broke the process stream's rules")]
     Frames(#[from] FrameError),
-    /// The agent sent a frame that has no place there.
-    #[error("the agent answered the spawn with something else")]
+    /// The agent sent an answer that has no place there.
+    #[error("the agent answered something else than what it was asked")]
     Unexpected,
     /// The guest isn't whole.
     #[error("the agent did not settle: {0}")]
@@ -143,6 +143,11 @@ impl Agent {
         }
     }
 
+    /// Its stream, for who goes on to speak to it.
+    pub(super) fn into_stream(self) -> (UnixStream, LineDecoder) {
+        (self.socket, self.lines)
+    }
+
     /// Gives the guest its identity.
     pub(super) fn setup(
         &mut self,
@@ -161,6 +166,7 @@ impl Agent {
         match self.ask(guest, &request, limit)? {
             Reply::Ok => {}
             Reply::Error { message } => return Err(BootError::Setup(message)),
+            _ => return Err(BootError::Unexpected),
         }
         if self.copied {
             // Nothing of it was there before: it wakes to this request.
@@ -175,6 +181,7 @@ impl Agent {
         match self.ask(guest, &Request::Settle, limit)? {
             Reply::Ok => Ok(()),
             Reply::Error { message } => Err(BootError::Settle(message)),
+            _ => Err(BootError::Unexpected),
         }
     }
 
@@ -215,6 +222,8 @@ pub(super) fn spawn(guest: &dyn Guest, plan: &Plan, limit: Duration) -> Result<S
                 });
             }
             Some(Frame::Failed(failure)) => return Err(BootError::Spawn(failure)),
+            // What became of the process comes next.
+            Some(Frame::OomKilled { .. }) => continue,
             Some(_) => return Err(BootError::Unexpected),
             None => {}
         }

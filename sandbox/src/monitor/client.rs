@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::time::Instant;
 
 use hull_proto::{Decoder, ExitStatus, Failure, FailureKind, Frame, MAX_DATA};
 use rustix::event::PollFlags;
@@ -33,6 +34,18 @@ pub(super) enum Role {
     Waiting,
     /// It waits for the command to run.
     Releasing,
+    /// It waits for the agent's answer.
+    Questioning {
+        /// The question's number.
+        number: u64,
+        /// When it waits no longer.
+        until: Instant,
+    },
+    /// It waits for the container's memory to run out.
+    AwaitingOom {
+        /// The killings that it knows of.
+        seen: u32,
+    },
     /// It has its answer.
     Leaving,
 }
@@ -109,7 +122,11 @@ impl Client {
                 Ok(None)
             }
             // Nothing was asked of them.
-            Role::Waiting | Role::Releasing | Role::Leaving => Ok(None),
+            Role::Waiting
+            | Role::Releasing
+            | Role::Questioning { .. }
+            | Role::AwaitingOom { .. }
+            | Role::Leaving => Ok(None),
         }
     }
 
@@ -149,10 +166,20 @@ impl Client {
         });
     }
 
+    /// Says how many processes were killed for want of memory, if it waits for more than it has
+    /// seen.
+    pub(super) fn tell_oom(&mut self, count: u32) {
+        if matches!(self.role, Role::AwaitingOom { seen } if count > seen) {
+            self.reply(&Reply::OomKilled { count });
+        }
+    }
+
     /// Says that the container has ended.
     pub(super) fn tell_end(&mut self, record: &ExitRecord, status: Option<ExitStatus>) {
         match (&self.role, status) {
-            (Role::Waiting, _) => self.reply(&Reply::Ended(record.clone())),
+            (Role::Waiting | Role::AwaitingOom { .. }, _) => {
+                self.reply(&Reply::Ended(record.clone()));
+            }
             (Role::Attached { .. }, Some(status)) => {
                 self.peer.send_frame(&Frame::Exited(status));
             }
@@ -167,7 +194,9 @@ impl Client {
                 let why = record.error.clone();
                 self.refuse(&why.unwrap_or_else(|| "the container has ended".to_owned()));
             }
-            (Role::Asking(_), _) => self.refuse("the container has ended"),
+            (Role::Asking(_) | Role::Questioning { .. }, _) => {
+                self.refuse("the container has ended")
+            }
             (Role::Leaving, _) => {}
         }
     }

@@ -8,6 +8,7 @@
 //! ```
 
 mod phases;
+mod questions;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 use hull_proto::{Decoder, ExitStatus, Failure, Frame, PROCESS_PORT, STDIN_WINDOW};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::control::{self, Envelope, GENERATION, Reply, Report, Request};
+use crate::control::{self, Envelope, GENERATION, Marks, Reply, Report, Request};
 use crate::logs::{LogStream, LogWriter};
 use crate::plan::Plan;
 use crate::state::Phase;
@@ -29,6 +30,7 @@ use super::peer::Peer;
 use super::stdin::Stdin;
 
 pub(super) use phases::Record;
+use questions::Questions;
 
 /// Output that may wait for a client before the process is held up, in bytes.
 const CLIENT_BACKLOG: usize = 256 * 1024;
@@ -55,8 +57,9 @@ pub(super) enum End {
 pub(super) struct Driver<'a> {
     plan: &'a Plan,
     guest: Box<dyn Guest>,
-    /// Held open: its end would be the agent's.
-    control: Agent,
+    /// Its end would be the agent's.
+    questions: Questions,
+    marks: Marks,
     agent: Peer,
     decoder: Decoder,
     log: LogWriter,
@@ -66,6 +69,8 @@ pub(super) struct Driver<'a> {
     kill_at: Option<Instant>,
     stop_at: Option<Instant>,
     guest_pid: u32,
+    /// Processes of the container that were killed for want of memory.
+    oom_kills: u32,
     record: Record,
     jail: Vec<String>,
     kill_grace: Duration,
@@ -93,6 +98,7 @@ struct Ready {
     guest: bool,
     listener: bool,
     agent: PollFlags,
+    answers: bool,
 }
 
 /// What a driver leaves.
@@ -112,7 +118,8 @@ impl<'a> Driver<'a> {
         let mut driver = Self {
             plan: parts.plan,
             guest: parts.guest,
-            control: parts.agent,
+            marks: parts.agent.marks,
+            questions: Questions::new(parts.agent)?,
             agent: parts.started.peer,
             decoder: parts.started.decoder,
             log: parts.log,
@@ -122,6 +129,7 @@ impl<'a> Driver<'a> {
             kill_at: None,
             stop_at: None,
             guest_pid: parts.started.guest_pid,
+            oom_kills: 0,
             record: parts.record,
             jail: parts.jail,
             kill_grace: parts.kill_grace,
@@ -161,6 +169,9 @@ impl<'a> Driver<'a> {
             if let Some(end) = self.deadlines() {
                 return Ok(end);
             }
+            if ready.answers {
+                self.answers();
+            }
             self.serve_clients();
             if ready.listener {
                 self.accept();
@@ -187,15 +198,19 @@ impl<'a> Driver<'a> {
             .any(|client| client.is_attached() && client.peer.pending() > CLIENT_BACKLOG);
         let agent = interest(!held_up, self.agent.pending() > 0);
         let guest = self.guest.ended();
-        let mut fds = Vec::with_capacity(3 + self.clients.len());
+        let mut fds = Vec::with_capacity(4 + self.clients.len());
         fds.push(PollFd::new(&guest, PollFlags::IN));
         fds.push(PollFd::new(&self.listener, PollFlags::IN));
         fds.push(PollFd::new(&self.agent, agent));
+        let control = self.questions.awaited();
+        fds.extend(control.map(|(stream, wanted)| PollFd::from_borrowed_fd(stream, wanted)));
+        let first_client = fds.len();
         for client in &self.clients {
             let wanted = interest(true, client.peer.pending() > 0);
             fds.push(PollFd::new(&client.peer, wanted));
         }
-        let deadline = [self.kill_at, self.stop_at].into_iter().flatten().min();
+        let deadlines = [self.kill_at, self.stop_at, self.patience()];
+        let deadline = deadlines.into_iter().flatten().min();
         let timeout = deadline
             .map(|deadline| deadline.saturating_duration_since(Instant::now()))
             .and_then(|left| Timespec::try_from(left).ok());
@@ -208,8 +223,11 @@ impl<'a> Driver<'a> {
             guest: !fds[0].revents().is_empty(),
             listener: !fds[1].revents().is_empty(),
             agent: fds[2].revents(),
+            answers: fds[3..first_client]
+                .iter()
+                .any(|fd| !fd.revents().is_empty()),
         };
-        let events: Vec<PollFlags> = fds[3..].iter().map(PollFd::revents).collect();
+        let events: Vec<PollFlags> = fds[first_client..].iter().map(PollFd::revents).collect();
         for (client, events) in self.clients.iter_mut().zip(events) {
             client.events = events;
         }
@@ -248,6 +266,7 @@ impl<'a> Driver<'a> {
                         client.peer.send_frame(&Frame::StdinAck(count));
                     }
                 }
+                Frame::OomKilled { count } => self.oom_killed(count),
                 Frame::Exited(status) => return Some(End::Process(status)),
                 Frame::Started { .. } if self.phase() == Phase::Held => self.released(),
                 Frame::Failed(failure) if self.phase() == Phase::Held => {
@@ -308,6 +327,7 @@ impl<'a> Driver<'a> {
             self.kill_at = None;
             self.signal(SIGKILL, true);
         }
+        self.end_patience(now);
         None
     }
 
@@ -371,7 +391,7 @@ impl<'a> Driver<'a> {
             Some(bytes) => bytes.to_vec(),
         };
         match client.take_request(&bytes) {
-            Ok(Some(envelope)) => self.obey(client, &envelope, stdin_taken, attached),
+            Ok(Some(envelope)) => self.obey(client, envelope, stdin_taken, attached),
             Ok(None) => {}
             Err(error) => client.refuse(&error.to_string()),
         }
@@ -421,7 +441,7 @@ impl<'a> Driver<'a> {
     fn obey(
         &mut self,
         client: &mut Client,
-        envelope: &Envelope,
+        envelope: Envelope,
         stdin_taken: bool,
         attached: usize,
     ) {
@@ -431,13 +451,14 @@ impl<'a> Driver<'a> {
                 envelope.generation
             ));
         }
+        let id = || self.plan.id.clone();
         match envelope.request {
             Request::Ping => client.reply(&Reply::Ok),
             Request::Inspect => client.reply(&Reply::Inspect(Report {
                 pid: std::process::id(),
                 attached,
                 jail: self.jail.clone(),
-                marks: self.control.marks,
+                marks: self.marks,
                 fs_requests: self.guest.fs_requests(),
             })),
             Request::Wait => client.role = Role::Waiting,
@@ -470,6 +491,19 @@ impl<'a> Driver<'a> {
             }
             Request::Pause => self.hold_still(client, Phase::Running, Phase::Paused),
             Request::Resume => self.hold_still(client, Phase::Paused, Phase::Running),
+            Request::Stats => self.question(client, &hull_proto::Request::Stats { id: id() }),
+            Request::Processes { after } => {
+                let id = id();
+                self.question(client, &hull_proto::Request::Processes { id, after });
+            }
+            Request::Update { resources } => {
+                let id = id();
+                self.question(client, &hull_proto::Request::Update { id, resources });
+            }
+            Request::AwaitOom { seen } => {
+                client.role = Role::AwaitingOom { seen };
+                client.tell_oom(self.oom_kills);
+            }
         }
     }
 

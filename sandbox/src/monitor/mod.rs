@@ -323,12 +323,14 @@ impl Monitor {
             Err(error) => End::Guest(format!("the monitor failed: {error}")),
         };
         let started_at = driver.started_at();
+        let oom = driver.ran_out_of_memory();
         let Finished {
             mut clients,
             listener,
             guest: _still,
         } = driver.finish();
-        let (record, status) = record(end, Some(started_at));
+        let (mut record, status) = record(end, Some(started_at));
+        record.oom |= oom;
         self.close(plan, &record, cgroup);
         drop(listener);
         for client in &mut clients {

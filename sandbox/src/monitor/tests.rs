@@ -55,6 +55,8 @@ impl Guest for Fake {
 struct Bench {
     directory: tempfile::TempDir,
     agent: Agentish,
+    /// The agent's end of its control stream.
+    questions: UnixStream,
     client: ProcessStream,
     streams: Receiver<UnixStream>,
     ended: Arc<OwnedFd>,
@@ -127,6 +129,7 @@ fn bench(change: impl FnOnce(&mut RunRequest)) -> Bench {
     let plan = plan(change);
     let (near, far) = UnixStream::pair().unwrap();
     let (client, attached) = UnixStream::pair().unwrap();
+    let (control, questions) = UnixStream::pair().unwrap();
     let (streams_in, streams) = mpsc::channel();
     let ended = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
     let ending = Arc::new(Mutex::new(None));
@@ -146,7 +149,7 @@ fn bench(change: impl FnOnce(&mut RunRequest)) -> Bench {
                 decoder: Decoder::new(MAX_FROM_GUEST),
                 guest_pid: 7,
             },
-            agent: Agent::mute(UnixStream::pair().unwrap().0),
+            agent: Agent::mute(control),
             log: LogWriter::open(log_path.clone(), 1 << 30).unwrap(),
             listener,
             attached: Some(attached),
@@ -170,6 +173,7 @@ fn bench(change: impl FnOnce(&mut RunRequest)) -> Bench {
             socket: far,
             decoder: Decoder::new(MAX_FROM_HOST),
         },
+        questions,
         client: ProcessStream::new(client).unwrap(),
         streams,
         ended,
@@ -392,4 +396,94 @@ fn noise_and_strangers_on_the_control_socket_change_nothing() {
     assert_eq!(bench.ask(Request::Ping), Reply::Ok);
     bench.exit(0);
     assert_eq!(bench.driver.join().unwrap().0.code, 0);
+}
+
+/// What the agent is asked next.
+fn asked(questions: &mut UnixStream) -> hull_proto::Request {
+    let mut lines = hull_proto::LineDecoder::default();
+    let mut byte = [0];
+    loop {
+        questions.read_exact(&mut byte).unwrap();
+        lines.feed(&byte);
+        if let Some(request) = lines.take().unwrap() {
+            return request;
+        }
+    }
+}
+
+fn answer(questions: &mut UnixStream, reply: &hull_proto::Reply) {
+    let mut line = Vec::new();
+    hull_proto::encode_line(reply, &mut line).unwrap();
+    questions.write_all(&line).unwrap();
+}
+
+fn stats(usage: u64) -> Box<hull_proto::CgroupStats> {
+    let mut stats = hull_proto::CgroupStats::default();
+    stats.memory.usage = usage;
+    Box::new(stats)
+}
+
+#[test]
+fn questions_are_answered_in_order_whoever_left_meanwhile() {
+    let mut bench = bench(|_| {});
+    let id = "a".repeat(64);
+    let sockets = [(); 3].map(|()| {
+        let socket = bench.control();
+        control::ask(&socket, Request::Stats).unwrap();
+        let question = asked(&mut bench.questions);
+        assert_eq!(question, hull_proto::Request::Stats { id: id.clone() });
+        socket
+    });
+    let [first, second, third] = sockets;
+    drop(second);
+    for usage in [1, 2, 3] {
+        answer(
+            &mut bench.questions,
+            &hull_proto::Reply::Stats(stats(usage)),
+        );
+    }
+    assert_eq!(control::answer(&first).unwrap(), Reply::Stats(stats(1)));
+    assert_eq!(control::answer(&third).unwrap(), Reply::Stats(stats(3)));
+    bench.exit(0);
+    bench.driver.join().unwrap();
+}
+
+#[test]
+fn a_question_that_cannot_be_answered_is_refused_at_once() {
+    let mut bench = bench(|_| {});
+    let refusal = |socket: &UnixStream| control::answer(socket).unwrap_err().to_string();
+    assert_eq!(bench.ask(Request::Pause), Reply::Ok);
+    let paused = bench.control();
+    control::ask(&paused, Request::Stats).unwrap();
+    assert!(refusal(&paused).contains("paused"));
+    assert_eq!(bench.ask(Request::Resume), Reply::Ok);
+
+    let waiting = bench.control();
+    control::ask(&waiting, Request::Processes { after: 0 }).unwrap();
+    asked(&mut bench.questions);
+    bench.questions.write_all(b"no JSON\n").unwrap();
+    assert!(refusal(&waiting).contains("closed"));
+    let late = bench.control();
+    control::ask(&late, Request::Stats).unwrap();
+    assert!(refusal(&late).contains("no more questions"));
+    bench.exit(0);
+    assert_eq!(bench.driver.join().unwrap().0.code, 0);
+}
+
+#[test]
+fn memory_that_ran_out_is_told_to_who_waits_for_it() {
+    let mut bench = bench(|_| {});
+    let waiting = bench.control();
+    control::ask(&waiting, Request::AwaitOom { seen: 0 }).unwrap();
+    bench.agent.send(&Frame::OomKilled { count: 2 });
+    let told = Reply::OomKilled { count: 2 };
+    assert_eq!(control::answer(&waiting).unwrap(), told);
+    assert_eq!(bench.ask(Request::AwaitOom { seen: 1 }), told);
+    let until_the_end = bench.control();
+    control::ask(&until_the_end, Request::AwaitOom { seen: 2 }).unwrap();
+    assert_eq!(bench.ask(Request::Ping), Reply::Ok);
+    bench.exit(137);
+    let ended = control::answer(&until_the_end).unwrap();
+    assert!(matches!(ended, Reply::Ended(_)), "{ended:?}");
+    bench.driver.join().unwrap();
 }

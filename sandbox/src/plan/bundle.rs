@@ -7,9 +7,8 @@
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Linux, LinuxDevice, LinuxDeviceType, LinuxMemoryBuilder, LinuxNamespaceBuilder,
-    LinuxNamespaceType, LinuxResources, LinuxResourcesBuilder, Mount, MountBuilder,
-    PosixRlimitBuilder, PosixRlimitType, Process, RootBuilder, Spec,
+    Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceBuilder, LinuxNamespaceType, Mount,
+    MountBuilder, PosixRlimitBuilder, PosixRlimitType, Process, RootBuilder, Spec,
 };
 
 use crate::request::{BundleRequest, Root, RunRequest};
@@ -17,7 +16,9 @@ use crate::settings::Settings;
 
 use super::mounts::NAMESPACES;
 use super::shape::{Export, ExportSource, FILE_NAME, ROOT_NAME};
-use super::{HostFacts, Identity, Plan, PlanError, PlannedRoot, SIGTERM, guest_path, machine};
+use super::{
+    HostFacts, Identity, Plan, PlanError, PlannedRoot, SIGTERM, guest_path, limits, machine,
+};
 
 /// What a guest's kernel and agent take of its memory, in bytes: given beside the limit.
 const GUEST_OVERHEAD: u64 = 48 << 20;
@@ -157,15 +158,10 @@ fn shape(linux: &Linux, facts: &HostFacts) -> RunRequest {
             .clamp(machine::MIN_MEMORY_BYTES, facts.memory_bytes)
     });
     let cpu = resources.and_then(|resources| resources.cpu().as_ref());
-    if let Some(cpu) = cpu
-        && let (Some(quota), Some(period)) = (cpu.quota(), cpu.period())
-        && let (Ok(quota), Ok(period)) = (u32::try_from(quota), u32::try_from(period))
-        && quota > 0
-        && period > 0
-    {
-        let most = f64::from(facts.cpus.max(1));
-        request.cpus = Some((f64::from(quota) / f64::from(period)).clamp(0.01, most));
-    }
+    let most = f64::from(facts.cpus.max(1));
+    request.cpus = cpu
+        .and_then(limits::processors)
+        .map(|cpus| cpus.clamp(0.01, most));
     request
 }
 
@@ -188,7 +184,11 @@ fn linux(asked: &Linux) -> Result<Linux, PlanError> {
             "a virtual machine has none of the host's devices",
         ));
     }
-    let resources = asked.resources().as_ref().map(resources).transpose()?;
+    let resources = asked
+        .resources()
+        .as_ref()
+        .map(limits::in_guest)
+        .transpose()?;
     linux
         .set_namespaces(Some(namespaces))
         .set_resources(resources)
@@ -207,19 +207,6 @@ fn is_everywhere(device: &LinuxDevice) -> bool {
         LinuxDeviceType::P => true,
         LinuxDeviceType::A | LinuxDeviceType::B => false,
     }
-}
-
-/// What the guest itself limits: the VM's shape and the host's cgroup do the rest.
-fn resources(asked: &LinuxResources) -> Result<LinuxResources, PlanError> {
-    let mut kept = LinuxResourcesBuilder::default();
-    let limit = asked.memory().as_ref().and_then(|memory| memory.limit());
-    if let Some(limit) = limit.filter(|&limit| limit > 0) {
-        kept = kept.memory(LinuxMemoryBuilder::default().limit(limit).build()?);
-    }
-    if let Some(pids) = asked.pids() {
-        kept = kept.pids(*pids);
-    }
-    Ok(kept.build()?)
 }
 
 /// The host's directories behind the mounts, and the mounts as the guest makes them.
@@ -422,7 +409,8 @@ mod tests {
         let linux = &spec["linux"];
         assert_eq!(
             linux["resources"],
-            json!({"memory": {"limit": 268_435_456}, "pids": {"limit": 99}})
+            json!({"memory": {"limit": 268_435_456}, "pids": {"limit": 99},
+                "cpu": {"quota": 150_000, "period": 100_000}})
         );
         assert_eq!(linux["cgroupsPath"], Value::Null);
         let kinds: Vec<_> = linux["namespaces"]

@@ -9,6 +9,7 @@
 
 mod bundle;
 mod capability;
+mod limits;
 mod machine;
 mod mounts;
 mod process;
@@ -28,6 +29,7 @@ use crate::settings::Settings;
 use crate::signal::{SignalError, parse_signal};
 
 pub(crate) use bundle::{bind_sources, guest_process, plan as plan_bundle};
+pub(crate) use limits::update;
 pub use machine::MIN_MEMORY_BYTES;
 pub(crate) use machine::plan as machine;
 pub use shape::{Export, ExportSource, Plan, PlannedImage, PlannedRoot, PlannedVm};
@@ -136,6 +138,9 @@ pub enum PlanError {
         /// Why not.
         why: &'static str,
     },
+    /// A limit that a running virtual machine can't be given.
+    #[error("cannot update to {0}")]
+    Update(String),
     /// A stop signal that doesn't exist.
     #[error("cannot use the stop signal")]
     StopSignal(#[from] SignalError),

@@ -67,6 +67,11 @@ fn image() -> Image {
     }
 }
 
+/// Some plan.
+pub(super) fn sample() -> Plan {
+    plan(&full(), identity(), &settings(), &facts()).unwrap()
+}
+
 fn full() -> RunRequest {
     let volume = |source: VolumeSource, target: &str, read_only| Volume {
         source,

@@ -41,6 +41,19 @@ impl Driver<'_> {
         self.record.running.started_at
     }
 
+    /// Whether processes of the container were killed for want of memory.
+    pub(in crate::monitor) fn ran_out_of_memory(&self) -> bool {
+        self.oom_kills > 0
+    }
+
+    /// The guest's kernel killed for want of memory: whoever waits for it is told.
+    pub(super) fn oom_killed(&mut self, count: u32) {
+        self.oom_kills = self.oom_kills.max(count);
+        for client in &mut self.clients {
+            client.tell_oom(self.oom_kills);
+        }
+    }
+
     pub(super) fn phase(&self) -> Phase {
         self.record.running.phase
     }

@@ -1,0 +1,161 @@
+//! What clients want of the agent itself: passed on over its control stream, which answers in
+//! order.
+//!
+//! Owns: that stream once the container runs, and whose turn it is. Refuses: to wait for the
+//! guest; a client whose answer doesn't come in time is told so, and the answer is dropped when
+//! it comes.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use hull_proto::{CgroupStats, LineDecoder, encode_line};
+use rustix::event::PollFlags;
+
+use crate::control::Reply;
+use crate::state::Phase;
+
+use super::super::boot::Agent;
+use super::super::client::{Client, Role};
+use super::super::peer::Peer;
+use super::{Driver, interest};
+
+/// How long the guest may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Most questions that wait for answers.
+const MAX_QUESTIONS: usize = 64;
+
+/// The agent's control stream and the questions on it.
+#[derive(Debug)]
+pub(super) struct Questions {
+    peer: Peer,
+    lines: LineDecoder,
+    /// The numbers of those that have no answer yet.
+    asked: VecDeque<u64>,
+    next: u64,
+}
+
+impl Questions {
+    pub(super) fn new(agent: Agent) -> io::Result<Self> {
+        let (socket, lines) = agent.into_stream();
+        Ok(Self {
+            peer: Peer::new(socket)?,
+            lines,
+            asked: VecDeque::new(),
+            next: 0,
+        })
+    }
+
+    /// What to poll for what, while the agent listens.
+    pub(super) fn awaited(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
+        let wanted = interest(true, self.peer.pending() > 0);
+        (!self.peer.is_gone()).then(|| (self.peer.as_fd(), wanted))
+    }
+
+    fn ask(&mut self, request: &hull_proto::Request) -> Result<u64, &'static str> {
+        if self.peer.is_gone() {
+            return Err("the guest's agent answers no more questions");
+        }
+        if self.asked.len() >= MAX_QUESTIONS {
+            return Err("too many questions wait for the guest's answers");
+        }
+        let mut line = Vec::new();
+        if encode_line(request, &mut line).is_err() {
+            return Err("the request is too long");
+        }
+        self.peer.send(&line);
+        self.next += 1;
+        self.asked.push_back(self.next);
+        Ok(self.next)
+    }
+
+    /// Reads answers, each with its question's number. An agent that breaks the rules, or is
+    /// gone, is asked nothing more.
+    fn hear(&mut self, chunk: &mut [u8]) -> Vec<(u64, hull_proto::Reply)> {
+        let mut answers = Vec::new();
+        self.peer.flush();
+        match self.peer.receive(chunk) {
+            None => return answers,
+            Some([]) => self.peer.mark_gone(),
+            Some(bytes) => self.lines.feed(bytes),
+        }
+        while !self.peer.is_gone() {
+            match (self.lines.take(), self.asked.front()) {
+                (Ok(None), _) => break,
+                (Ok(Some(reply)), Some(&number)) => {
+                    self.asked.pop_front();
+                    answers.push((number, reply));
+                }
+                (Ok(Some(_)), None) | (Err(_), _) => self.peer.mark_gone(),
+            }
+        }
+        answers
+    }
+}
+
+impl Driver<'_> {
+    /// Passes a client's question on.
+    pub(super) fn question(&mut self, client: &mut Client, request: &hull_proto::Request) {
+        if self.phase() == Phase::Paused {
+            return client.refuse("the container is paused: its guest can't answer");
+        }
+        match self.questions.ask(request) {
+            Ok(number) => {
+                let until = Instant::now() + PATIENCE;
+                client.role = Role::Questioning { number, until };
+            }
+            Err(why) => client.refuse(why),
+        }
+    }
+
+    /// Hands the agent's answers to whoever asked.
+    pub(super) fn answers(&mut self) {
+        for (number, reply) in self.questions.hear(&mut self.chunk) {
+            let asked = |client: &&mut Client| matches!(client.role, Role::Questioning { number: own, .. } if own == number);
+            if let Some(client) = self.clients.iter_mut().find(asked) {
+                client.reply(&translated(reply));
+            }
+        }
+        if self.questions.peer.is_gone() {
+            self.refuse_questions(|_| true, "the guest's agent closed its control stream");
+        }
+    }
+
+    /// When the next question's patience ends.
+    pub(super) fn patience(&self) -> Option<Instant> {
+        let until = |client: &Client| match client.role {
+            Role::Questioning { until, .. } => Some(until),
+            _ => None,
+        };
+        self.clients.iter().filter_map(until).min()
+    }
+
+    /// Gives up on questions that the guest takes too long to answer.
+    pub(super) fn end_patience(&mut self, now: Instant) {
+        let seconds = PATIENCE.as_secs();
+        let why = format!("the guest did not answer within {seconds} seconds");
+        self.refuse_questions(|until| until <= now, &why);
+    }
+
+    fn refuse_questions(&mut self, which: impl Fn(Instant) -> bool, why: &str) {
+        for client in &mut self.clients {
+            if matches!(client.role, Role::Questioning { until, .. } if which(until)) {
+                client.refuse(why);
+            }
+        }
+    }
+}
+
+/// The agent's answer as the monitor's, no larger than it has to be.
+fn translated(reply: hull_proto::Reply) -> Reply {
+    match reply {
+        hull_proto::Reply::Ok => Reply::Ok,
+        hull_proto::Reply::Stats(mut stats) => {
+            stats.io.truncate(CgroupStats::MAX_DEVICES);
+            Reply::Stats(stats)
+        }
+        hull_proto::Reply::Processes(page) => Reply::Processes(page),
+        hull_proto::Reply::Error { message } => Reply::Error { message },
+    }
+}

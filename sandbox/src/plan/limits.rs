@@ -1,0 +1,201 @@
+//! What the limits of an OCI specification mean: which the guest keeps itself, which become its
+//! VM's shape, which are the monitor's on the host.
+//!
+//! Owns: that division. Refuses: what a VM that runs can't be given any more.
+
+use oci_spec::runtime::{
+    LinuxCpu, LinuxCpuBuilder, LinuxMemoryBuilder, LinuxResources, LinuxResourcesBuilder,
+};
+
+use hull_proto::weight_of_shares;
+
+use super::{Plan, PlanError};
+
+/// The period of a quota that names none, in microseconds: the kernel's default.
+const DEFAULT_PERIOD_US: u64 = 100_000;
+
+/// Files of a host's cgroup and what is written to them, in order.
+pub(crate) type CgroupFiles = Vec<(String, String)>;
+
+/// Limits that change.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Update {
+    /// In the guest.
+    pub(crate) guest: LinuxResources,
+    /// On the host.
+    pub(crate) host: CgroupFiles,
+}
+
+/// What changes of the limits of a container that runs.
+///
+/// # Errors
+/// If its VM can't be given that.
+pub(crate) fn update(asked: &LinuxResources, plan: &Plan) -> Result<Update, PlanError> {
+    let memory = asked.memory().as_ref();
+    let has = plan.vm.memory_bytes;
+    for limit in memory
+        .into_iter()
+        .flat_map(|m| [m.limit(), m.reservation()])
+    {
+        let limit = limit.and_then(|limit| u64::try_from(limit).ok());
+        if let Some(limit) = limit.filter(|&limit| limit > has) {
+            return Err(PlanError::Update(format!(
+                "memory of {} MiB: its virtual machine was started with {} MiB",
+                limit >> 20,
+                has >> 20
+            )));
+        }
+    }
+    if let Some(cpus) = asked.cpu().as_ref().and_then(processors)
+        && cpus > f64::from(plan.vm.vcpus)
+    {
+        return Err(PlanError::Update(format!(
+            "{cpus} processors: its virtual machine was started with {}",
+            plan.vm.vcpus
+        )));
+    }
+    Ok(Update {
+        guest: in_guest(asked)?,
+        host: on_host(asked),
+    })
+}
+
+/// What the guest itself limits: what it has and what names nothing of the host's.
+pub(super) fn in_guest(asked: &LinuxResources) -> Result<LinuxResources, PlanError> {
+    let mut kept = LinuxResourcesBuilder::default();
+    if let Some(memory) = asked.memory() {
+        let mut own = LinuxMemoryBuilder::default();
+        if let Some(limit) = memory.limit() {
+            own = own.limit(limit);
+        }
+        if let Some(reservation) = memory.reservation() {
+            own = own.reservation(reservation);
+        }
+        if let Some(careful) = memory.check_before_update() {
+            own = own.check_before_update(careful);
+        }
+        kept = kept.memory(own.build()?);
+    }
+    if let Some(cpu) = asked.cpu() {
+        let mut own = LinuxCpuBuilder::default();
+        if let Some(quota) = cpu.quota() {
+            own = own.quota(quota);
+        }
+        if let Some(period) = cpu.period() {
+            own = own.period(period);
+        }
+        if let Some(shares) = cpu.shares() {
+            own = own.shares(shares);
+        }
+        kept = kept.cpu(own.build()?);
+    }
+    if let Some(pids) = asked.pids() {
+        kept = kept.pids(*pids);
+    }
+    Ok(kept.build()?)
+}
+
+/// What the monitor's cgroup limits. The guest's memory is limited by its size, and no limit
+/// is put on what the monitor needs beside it.
+pub(super) fn on_host(asked: &LinuxResources) -> CgroupFiles {
+    let mut files = CgroupFiles::new();
+    let Some(cpu) = asked.cpu() else { return files };
+    let mut add = |file: &str, value: String| files.push((file.to_owned(), value));
+    if let Some(shares) = cpu.shares().filter(|&shares| shares != 0) {
+        add("cpu.weight", weight_of_shares(shares).to_string());
+    }
+    if let Some(quota) = cpu.quota().filter(|&quota| quota != 0) {
+        let period = cpu.period().filter(|&period| period != 0);
+        let period = period.unwrap_or(DEFAULT_PERIOD_US);
+        let quota = match quota > 0 {
+            true => quota.to_string(),
+            false => "max".to_owned(),
+        };
+        add("cpu.max", format!("{quota} {period}"));
+    }
+    for (file, list) in [("cpuset.cpus", cpu.cpus()), ("cpuset.mems", cpu.mems())] {
+        if let Some(list) = list.as_ref().filter(|list| !list.is_empty()) {
+            add(file, list.clone());
+        }
+    }
+    files
+}
+
+/// The processors that a quota amounts to, if it is one.
+pub(super) fn processors(cpu: &LinuxCpu) -> Option<f64> {
+    let period = cpu.period().filter(|&period| period != 0);
+    let period = u32::try_from(period.unwrap_or(DEFAULT_PERIOD_US)).ok()?;
+    let quota = cpu.quota().filter(|&quota| quota > 0)?;
+    // Above a few thousand processors a float's precision is nobody's concern.
+    let quota = u32::try_from(quota).unwrap_or(u32::MAX);
+    Some(f64::from(quota) / f64::from(period))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn resources(json: Value) -> LinuxResources {
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn each_limit_goes_where_it_means_something() {
+        let asked = resources(json!({
+            "memory": {"limit": 1 << 20, "reservation": 1 << 19, "swap": 9, "swappiness": 1},
+            "cpu": {"quota": 50_000, "period": 200_000, "shares": 1024, "cpus": "2-3"},
+            "pids": {"limit": 5}, "blockIO": {"weight": 10},
+        }));
+        let guest = serde_json::to_value(in_guest(&asked).unwrap()).unwrap();
+        assert_eq!(
+            guest,
+            json!({"memory": {"limit": 1 << 20, "reservation": 1 << 19}, "pids": {"limit": 5},
+                "cpu": {"quota": 50_000, "period": 200_000, "shares": 1024}})
+        );
+        let host = on_host(&asked);
+        let host: Vec<_> = host
+            .iter()
+            .map(|(file, value)| (&**file, &**value))
+            .collect();
+        assert_eq!(
+            host,
+            [
+                ("cpu.weight", "39"),
+                ("cpu.max", "50000 200000"),
+                ("cpuset.cpus", "2-3")
+            ]
+        );
+        let unlimited = resources(json!({"cpu": {"quota": -1}}));
+        assert_eq!(on_host(&unlimited)[0].1, "max 100000");
+        assert_eq!(on_host(&resources(json!({"pids": {"limit": 1}}))), []);
+    }
+
+    #[test]
+    fn a_running_vm_gets_no_more_than_it_has() {
+        let plan = crate::plan::tests::sample();
+        let mib = plan.vm.memory_bytes >> 20;
+        for (asked, words) in [
+            (
+                json!({"memory": {"limit": plan.vm.memory_bytes + 1}}),
+                format!("started with {mib} MiB"),
+            ),
+            (
+                json!({"cpu": {"quota": 100_001 * u64::from(plan.vm.vcpus)}}),
+                format!("started with {}", plan.vm.vcpus),
+            ),
+        ] {
+            let error = update(&resources(asked), &plan).unwrap_err().to_string();
+            assert!(error.ends_with(&words), "{error}");
+        }
+        for fine in [
+            json!({"memory": {"limit": plan.vm.memory_bytes}}),
+            json!({"memory": {"limit": -1}, "cpu": {"quota": -1}}),
+            json!({"cpu": {"quota": 100_000 * u64::from(plan.vm.vcpus)}}),
+            json!({}),
+        ] {
+            assert!(update(&resources(fine.clone()), &plan).is_ok(), "{fine}");
+        }
+    }
+}
