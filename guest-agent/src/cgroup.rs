@@ -15,9 +15,6 @@ use rustix::fs::{Mode, OFlags};
 use crate::fault::{Fault, Tried};
 use crate::spec::{BlockIo, Cpu, Memory, Resources, Throttle};
 
-/// The period of `cpu.max` when the spec names none, in microseconds.
-const DEFAULT_PERIOD_US: u64 = 100_000;
-
 /// How deep a container's own groups are followed.
 const MAX_DEPTH: u32 = 64;
 
@@ -59,8 +56,14 @@ impl Cgroup {
     ///
     /// # Errors
     /// Refuses limits that the kernel refuses; those set before such a one stay.
-    pub(crate) fn update(&self, resources: &Resources) -> Result<(), Fault> {
-        let files = limits(resources)?;
+    pub(crate) fn update(&self, mut resources: Resources) -> Result<(), Fault> {
+        let cpu = &mut resources.cpu;
+        if cpu.quota.is_none() && cpu.period.is_some() {
+            // The kernel takes a quota without a period, not the other way round.
+            let now = fs::read_to_string(self.path.join("cpu.max")).unwrap_or_default();
+            cpu.quota = now.split(' ').next().and_then(|quota| quota.parse().ok());
+        }
+        let files = limits(&resources)?;
         if resources.memory.check_before_update
             && let Some(limit) = resources.memory.limit.filter(|&limit| limit > 0)
             && let usage = self.stats().memory.usage
@@ -267,15 +270,15 @@ fn add_cpu(cpu: &Cpu, files: &mut Vec<(String, String)>) {
     if let Some(shares) = cpu.shares.filter(|&shares| shares != 0) {
         add(files, "cpu.weight", &weight_of_shares(shares));
     }
-    if cpu.quota.is_some() || cpu.period.is_some() {
+    let period = cpu.period.filter(|&period| period != 0);
+    if cpu.quota.is_some() || period.is_some() {
         let quota = cpu.quota.unwrap_or(0);
-        let period = cpu.period.filter(|&period| period != 0);
-        let period = period.unwrap_or(DEFAULT_PERIOD_US);
-        add(
-            files,
-            "cpu.max",
-            &format!("{} {period}", or_max(quota, quota > 0)),
-        );
+        let mut value = or_max(quota, quota > 0);
+        // Without one the kernel keeps that which there is.
+        if let Some(period) = period {
+            value = format!("{value} {period}");
+        }
+        add(files, "cpu.max", &value);
     }
     if let Some(burst) = cpu.burst {
         add(files, "cpu.max.burst", &burst);
@@ -363,7 +366,7 @@ mod tests {
             [
                 ("memory.max", "max"),
                 ("memory.swap.max", "max"),
-                ("cpu.max", "max 100000"),
+                ("cpu.max", "max"),
                 ("pids.max", "max"),
             ]
         );

@@ -214,7 +214,7 @@ impl Containers {
     ///
     /// # Errors
     /// As [`Self::stats`], and if the kernel refuses.
-    pub(crate) fn update(&self, id: &str, resources: &Resources) -> Result<(), Fault> {
+    pub(crate) fn update(&self, id: &str, resources: Resources) -> Result<(), Fault> {
         self.group(id)?.update(resources)
     }
 

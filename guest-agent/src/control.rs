@@ -115,7 +115,7 @@ impl Control {
             }
             Request::Update { id, resources } => Resources::deserialize(resources)
                 .map_err(|error| Fault::refused(format!("the limits can't be read: {error}")))
-                .and_then(|resources| containers.update(id, &resources))
+                .and_then(|resources| containers.update(id, resources))
                 .map(|()| Reply::Ok),
             Request::Shutdown => {
                 self.end_processes();

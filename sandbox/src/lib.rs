@@ -23,6 +23,7 @@ mod logs;
 pub mod monitor;
 mod names;
 mod plan;
+mod processes;
 mod request;
 mod resources;
 mod rootfs;
@@ -40,13 +41,14 @@ pub use cgroup::CgroupError;
 pub use container::Container;
 pub use engine::{Engine, EngineError};
 pub use exit::{CODE_HULL_FAILED, CODE_NOT_EXECUTABLE, CODE_NOT_FOUND, FailureClass};
-pub use hull_proto::{CgroupStats, ProcessInfo};
+pub use hull_proto::{CgroupStats, IoStats, ProcessInfo};
 pub use launch::StartFailure;
 pub use logs::{LogEntry, LogOptions, LogReader};
 pub use plan::{
     Export, ExportSource, HostFacts, Identity, MIN_MEMORY_BYTES, Plan, PlanError, PlannedImage,
     PlannedRoot, PlannedVm,
 };
+pub use processes::{PS_HEADINGS, ps_row};
 pub use request::{
     BundleRequest, ExecRequest, Image, Root, RunRequest, Tmpfs, Ulimit, Volume, VolumeSource,
 };

@@ -87,6 +87,12 @@ pub(super) fn in_guest(asked: &LinuxResources) -> Result<LinuxResources, PlanErr
         if let Some(shares) = cpu.shares() {
             own = own.shares(shares);
         }
+        if let Some(burst) = cpu.burst() {
+            own = own.burst(burst);
+        }
+        if let Some(idle) = cpu.idle() {
+            own = own.idle(idle);
+        }
         kept = kept.cpu(own.build()?);
     }
     if let Some(pids) = asked.pids() {
@@ -105,13 +111,15 @@ pub(super) fn on_host(asked: &LinuxResources) -> CgroupFiles {
         add("cpu.weight", weight_of_shares(shares).to_string());
     }
     if let Some(quota) = cpu.quota().filter(|&quota| quota != 0) {
-        let period = cpu.period().filter(|&period| period != 0);
-        let period = period.unwrap_or(DEFAULT_PERIOD_US);
-        let quota = match quota > 0 {
+        let mut value = match quota > 0 {
             true => quota.to_string(),
             false => "max".to_owned(),
         };
-        add("cpu.max", format!("{quota} {period}"));
+        // Without one the kernel keeps that which there is.
+        if let Some(period) = cpu.period().filter(|&period| period != 0) {
+            value = format!("{value} {period}");
+        }
+        add("cpu.max", value);
     }
     for (file, list) in [("cpuset.cpus", cpu.cpus()), ("cpuset.mems", cpu.mems())] {
         if let Some(list) = list.as_ref().filter(|list| !list.is_empty()) {
@@ -168,7 +176,7 @@ mod tests {
             ]
         );
         let unlimited = resources(json!({"cpu": {"quota": -1}}));
-        assert_eq!(on_host(&unlimited)[0].1, "max 100000");
+        assert_eq!(on_host(&unlimited)[0].1, "max");
         assert_eq!(on_host(&resources(json!({"pids": {"limit": 1}}))), []);
     }
 

@@ -67,7 +67,7 @@ pub(crate) enum Command {
     Delete(DeleteArgs),
     /// Lists the containers.
     List(ListArgs),
-    /// Lists a container's processes on the host.
+    /// Lists a container's processes, by their ids in its guest.
     Ps(PsArgs),
     /// Has a container stand still.
     Pause(IdArgs),
@@ -79,10 +79,10 @@ pub(crate) enum Command {
     Features,
     /// Writes a config.json to begin with.
     Spec(SpecArgs),
-    /// Refused: a VM's limits are fixed when it starts.
-    Update(IdArgs),
-    /// Refused: there are no statistics yet.
-    Events(IdArgs),
+    /// Changes the limits of a container that runs.
+    Update(UpdateArgs),
+    /// Prints statistics of a container, and when its memory runs out, as JSON lines.
+    Events(EventsArgs),
 }
 
 /// A container's id alone.
@@ -176,6 +176,82 @@ pub(crate) struct PsArgs {
     /// Options of ps(1); passed over.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) options: Vec<String>,
+}
+
+/// Flags of events.
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    /// The time between statistics.
+    #[arg(long, default_value = "5s", allow_hyphen_values = true)]
+    pub(crate) interval: String,
+    /// Prints statistics once.
+    #[arg(long)]
+    pub(crate) stats: bool,
+    pub(crate) id: String,
+}
+
+/// Flags of update.
+#[derive(Debug, Args)]
+pub(crate) struct UpdateArgs {
+    /// A file with the limits as the runtime specification has them, or `-` for stdin; all other
+    /// flags are passed over then.
+    #[arg(short, long)]
+    pub(crate) resources: Option<PathBuf>,
+    /// Memory limit in bytes; -1 is none.
+    #[arg(long, allow_hyphen_values = true)]
+    pub(crate) memory: Option<String>,
+    /// Soft limit of memory in bytes.
+    #[arg(long, allow_hyphen_values = true)]
+    pub(crate) memory_reservation: Option<String>,
+    /// Accepted: a guest has no swap.
+    #[arg(long, allow_hyphen_values = true)]
+    pub(crate) memory_swap: Option<String>,
+    /// Accepted: no kernel has it any more.
+    #[arg(long, allow_hyphen_values = true, hide = true)]
+    pub(crate) kernel_memory: Option<String>,
+    /// Accepted: no kernel has it any more.
+    #[arg(long, allow_hyphen_values = true, hide = true)]
+    pub(crate) kernel_memory_tcp: Option<String>,
+    /// The period of the processor quota, in microseconds.
+    #[arg(long)]
+    pub(crate) cpu_period: Option<i64>,
+    /// Processor time in each period, in microseconds; -1 is no limit.
+    #[arg(long, allow_hyphen_values = true)]
+    pub(crate) cpu_quota: Option<i64>,
+    /// Processor time above the quota for once, in microseconds.
+    #[arg(long)]
+    pub(crate) cpu_burst: Option<i64>,
+    /// Weight against others.
+    #[arg(long)]
+    pub(crate) cpu_share: Option<i64>,
+    /// Runs only where nobody else does.
+    #[arg(long)]
+    pub(crate) cpu_idle: Option<i64>,
+    /// Processors of the host.
+    #[arg(long)]
+    pub(crate) cpuset_cpus: Option<String>,
+    /// Memory nodes of the host.
+    #[arg(long)]
+    pub(crate) cpuset_mems: Option<String>,
+    /// Most processes; -1 is no limit.
+    #[arg(long, allow_hyphen_values = true)]
+    pub(crate) pids_limit: Option<i64>,
+    /// Refused.
+    #[arg(long, hide = true)]
+    pub(crate) blkio_weight: Option<u64>,
+    /// Refused.
+    #[arg(long, hide = true)]
+    pub(crate) cpu_rt_period: Option<u64>,
+    /// Refused.
+    #[arg(long, hide = true, allow_hyphen_values = true)]
+    pub(crate) cpu_rt_runtime: Option<i64>,
+    /// Refused.
+    #[arg(long, hide = true)]
+    pub(crate) l3_cache_schema: Option<String>,
+    /// Refused.
+    #[arg(long, hide = true)]
+    pub(crate) mem_bw_schema: Option<String>,
+    pub(crate) id: String,
 }
 
 /// Flags of spec.

@@ -9,12 +9,14 @@ mod args;
 mod bundle;
 mod console;
 mod create;
+mod events;
 mod exec;
 mod features;
 mod hooks;
 mod log;
 mod manage;
 mod run;
+mod update;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -72,14 +74,14 @@ fn dispatch(oci: &HullOci, log: &Log) -> anyhow::Result<u8> {
         Command::Kill(args) => manage::kill(&engine()?, args),
         Command::Delete(args) => manage::delete(&engine()?, args, log),
         Command::List(args) => manage::list(&engine()?, args),
-        Command::Ps(args) => manage::ps(&engine()?, args),
+        Command::Ps(args) => events::ps(&engine()?, args),
         Command::Pause(args) => manage::pause(&engine()?, &args.id),
         Command::Resume(args) => manage::resume(&engine()?, &args.id),
         Command::Exec(args) => exec::exec(&engine()?, args),
         Command::Features => features::features(),
         Command::Spec(args) => features::spec(args),
-        Command::Update(args) => manage::update(&engine()?, &args.id),
-        Command::Events(args) => manage::events(&engine()?, &args.id),
+        Command::Update(args) => update::update(&engine()?, args),
+        Command::Events(args) => events::events(&engine()?, args, log),
     }
 }
 

@@ -6,7 +6,7 @@ use anyhow::{anyhow, bail};
 use hull_sandbox::{Container, Engine, EngineError, Phase, Status, parse_signal};
 use serde_json::{Value, json};
 
-use crate::args::{DeleteArgs, KillArgs, ListArgs, PsArgs};
+use crate::args::{DeleteArgs, KillArgs, ListArgs};
 use crate::hooks;
 use crate::log::Log;
 
@@ -155,19 +155,6 @@ pub(crate) fn list(engine: &Engine, args: &ListArgs) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-/// Lists the processes on the host: the monitor is the one that there is.
-pub(crate) fn ps(engine: &Engine, args: &PsArgs) -> anyhow::Result<u8> {
-    let container = find(engine, &args.id)?;
-    let Status::Running(running) = container.status()? else {
-        bail!("container not running");
-    };
-    match args.format.as_str() {
-        "json" => writeln!(stdout(), "{}", json!([running.monitor_pid]))?,
-        _ => writeln!(stdout(), "PID\n{}", running.monitor_pid)?,
-    }
-    Ok(0)
-}
-
 /// Has it stand still.
 pub(crate) fn pause(engine: &Engine, id: &str) -> anyhow::Result<u8> {
     find(engine, id)?.pause()?;
@@ -178,16 +165,4 @@ pub(crate) fn pause(engine: &Engine, id: &str) -> anyhow::Result<u8> {
 pub(crate) fn resume(engine: &Engine, id: &str) -> anyhow::Result<u8> {
     find(engine, id)?.resume()?;
     Ok(0)
-}
-
-/// Says why not.
-pub(crate) fn update(engine: &Engine, id: &str) -> anyhow::Result<u8> {
-    find(engine, id)?;
-    bail!("update is refused: a virtual machine's memory and processors are fixed when it starts")
-}
-
-/// Says why not.
-pub(crate) fn events(engine: &Engine, id: &str) -> anyhow::Result<u8> {
-    find(engine, id)?;
-    bail!("events is refused: statistics of a guest are not collected yet")
 }
