@@ -1,7 +1,8 @@
-//! The monitor's cgroup on the host, for limits that a VM's shape can't express: a fraction of a
-//! processor.
+//! The monitor's cgroup on the host: where an engine wants a container accounted for, and limits
+//! that a VM's shape can't express, such as a fraction of a processor. cgroup v2 only.
 //!
-//! Made only when there is such a limit. Lies at `hull/ID` below the root of cgroup v2.
+//! Owns: making it, entering it, its removal, whoever was killed meanwhile. Refuses: one that
+//! somebody is in; ending processes of anybody else's.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,23 +15,30 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::statfs;
 
 use crate::names;
+use crate::plan::PlannedCgroup;
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
 const CGROUP2_MAGIC: i64 = 0x6367_7270;
-/// The cgroup of all of Hull's.
+/// The cgroup of all whose engine names none.
 const PARENT: &str = "hull";
 /// How long processes that end or were killed may take to leave.
-const EMPTYING: Duration = Duration::from_secs(5);
-/// Microseconds over which a quota is counted, the kernel's default.
-const PERIOD_US: u32 = 100_000;
+const EMPTYING: Duration = Duration::from_secs(10);
+/// What a container's cgroup counts and limits, as far as the host has it.
+const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 
 /// A limit of the host's that could not be set.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     /// The host has no cgroup v2 where it is looked for.
-    #[error("cannot limit processors to a fraction: {ROOT} is not cgroup v2")]
+    #[error("cannot limit the container's processors on this host: {ROOT} is not cgroup v2")]
     NotVersion2,
+    /// Somebody else's processes are in it.
+    #[error("container's cgroup is not empty: \"{path}\" has processes in it")]
+    InUse {
+        /// Which.
+        path: PathBuf,
+    },
     /// A file of the hierarchy refused.
     #[error("cannot write \"{value}\" to \"{path}\"")]
     Write {
@@ -40,12 +48,6 @@ pub enum CgroupError {
         path: PathBuf,
         /// Why not.
         source: io::Error,
-    },
-    /// A limit of the host's for a container whose monitor is in no cgroup of its own.
-    #[error("cannot set {file}: the container has no cgroup of its own on this host")]
-    None {
-        /// The limit's file.
-        file: String,
     },
     /// The cgroup could not be made.
     #[error("cannot create cgroup \"{path}\"")]
@@ -72,47 +74,62 @@ pub(crate) struct Cgroup {
 }
 
 impl Cgroup {
-    /// Moves this process into a cgroup that may use `cpus` processors.
-    pub(crate) fn enter(id: &str, cpus: f64) -> Result<Self, CgroupError> {
+    /// Moves this process into a cgroup with these limits. Without cgroup v2 there is none, which
+    /// is a failure only if there are limits.
+    pub(crate) fn enter(planned: &PlannedCgroup) -> Result<Option<Self>, CgroupError> {
         if !is_version_2() {
-            return Err(CgroupError::NotVersion2);
+            return match planned.files.is_empty() {
+                true => Ok(None),
+                false => Err(CgroupError::NotVersion2),
+            };
         }
-        let root = Path::new(ROOT);
-        let parent = root.join(PARENT);
-        let path = parent.join(id);
-        let before = own_cgroup().unwrap_or_else(|| root.to_owned());
-        write(&root.join("cgroup.subtree_control"), "+cpu")?;
-        create(&parent)?;
-        write(&parent.join("cgroup.subtree_control"), "+cpu")?;
+        let path = Path::new(ROOT).join(&planned.path);
+        let before = own_cgroup().unwrap_or_else(|| PathBuf::from(ROOT));
         let join = || {
+            create_above(&planned.path)?;
             create(&path)?;
-            write(&path.join("cpu.max"), &cpu_max(cpus))?;
+            // A monitor that was killed may still be on its way out.
+            if await_empty(&path).is_err_and(|error| error.kind() == io::ErrorKind::TimedOut) {
+                return Err(CgroupError::InUse { path: path.clone() });
+            }
+            write_all(&path, &planned.files)?;
             write(&path.join("cgroup.procs"), "0")
         };
         // As long as nobody is in it, somebody's sweep may take it away.
-        match join() {
-            Err(error) if error.is_missing() => join()?,
-            result => result?,
+        let joined = match join() {
+            Err(error) if error.is_missing() => join(),
+            result => result,
+        };
+        if joined.is_err() {
+            // Only an empty one goes.
+            let _ = fs::remove_dir(&path);
         }
-        Ok(Self { path, before })
+        joined.map(|()| Some(Self { path, before }))
     }
 }
 
 impl Drop for Cgroup {
     /// A process can't remove the cgroup it is in, so it goes back first.
     fn drop(&mut self) {
-        if write(&self.before.join("cgroup.procs"), "0").is_ok() {
-            // One that stays is the next sweep's.
+        let back = |to: &Path| write(&to.join("cgroup.procs"), "0").is_ok();
+        if back(&self.before) || back(Path::new(ROOT)) {
+            // One that stays goes when the container is removed, or is the next sweep's.
             let _ = fs::remove_dir(&self.path);
         }
     }
 }
 
-/// Removes a container's cgroup, and with it whatever a monitor that was killed still has in it:
-/// its lock is free before the kernel has taken it out. Whoever calls has the container's lock.
-pub(crate) fn remove(id: &str) {
-    // One that stays is the next sweep's.
-    let _ = remove_path(&Path::new(ROOT).join(PARENT).join(id));
+/// Removes a container's cgroup once it is empty: the lock of a monitor that was killed is free
+/// before the kernel has taken the monitor out. Whoever calls has the container's lock. One that
+/// is nobody else's is emptied by force.
+pub(crate) fn remove(planned: &PlannedCgroup, by_force: bool) {
+    // One that stays is the next sweep's, or its engine's.
+    let _ = remove_path(&Path::new(ROOT).join(&planned.path), by_force);
+}
+
+/// As [`remove`], of a container that has an id and whose plan isn't read for it.
+pub(crate) fn remove_own(id: &str) {
+    let _ = remove_path(&Path::new(ROOT).join(PARENT).join(id), true);
 }
 
 /// Removes the cgroup of a container that nothing is known of, unless somebody is in it: it may
@@ -121,28 +138,19 @@ pub(crate) fn remove_empty(id: &str) -> bool {
     fs::remove_dir(Path::new(ROOT).join(PARENT).join(id)).is_ok()
 }
 
-/// What the processes of a container's cgroup have used, if it has one.
-pub(crate) fn stats(id: &str) -> Option<CgroupStats> {
-    let path = Path::new(ROOT).join(PARENT).join(id);
+/// What the processes of a container's cgroup have used, if it is there.
+pub(crate) fn stats(planned: &PlannedCgroup) -> Option<CgroupStats> {
+    let path = Path::new(ROOT).join(&planned.path);
     path.is_dir()
         .then(|| CgroupStats::read(|file| fs::read_to_string(path.join(file)).ok()))
 }
 
-/// Changes the limits of a container's cgroup. Without one there are none but what processors it
-/// runs on, which nothing else can stand in for.
-pub(crate) fn update(id: &str, files: &[(String, String)]) -> Result<(), CgroupError> {
-    let path = Path::new(ROOT).join(PARENT).join(id);
-    let exists = path.is_dir();
-    for (file, value) in files {
-        match exists {
-            true => write(&path.join(file), value)?,
-            false if file.starts_with("cpuset.") => {
-                return Err(CgroupError::None { file: file.clone() });
-            }
-            false => {}
-        }
-    }
-    Ok(())
+/// Changes the limits of a container's cgroup.
+pub(crate) fn update(
+    planned: &PlannedCgroup,
+    files: &[(String, String)],
+) -> Result<(), CgroupError> {
+    write_all(&Path::new(ROOT).join(&planned.path), files)
 }
 
 /// The ids of those there are.
@@ -158,13 +166,16 @@ pub(crate) fn all() -> Vec<String> {
         .collect()
 }
 
-fn remove_path(path: &Path) -> io::Result<()> {
+fn remove_path(path: &Path, by_force: bool) -> io::Result<()> {
     match fs::remove_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
         result => return result,
     }
     // Its last process may be about to end by itself.
-    if await_empty(path).is_err() {
+    if let Err(error) = await_empty(path) {
+        if !by_force {
+            return Err(error);
+        }
         fs::write(path.join("cgroup.kill"), "1")?;
         await_empty(path)?;
     }
@@ -201,16 +212,41 @@ pub(crate) fn is_version_2() -> bool {
     statfs(ROOT).is_ok_and(|stat| stat.f_type == CGROUP2_MAGIC)
 }
 
-fn cpu_max(cpus: f64) -> String {
-    // A plan's processors are 0.01 to 32, so the product is a small positive number.
-    let quota = (cpus * f64::from(PERIOD_US)).round();
-    format!("{quota:.0} {PERIOD_US}")
-}
-
 fn own_cgroup() -> Option<PathBuf> {
     let text = fs::read_to_string("/proc/self/cgroup").ok()?;
     let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
     Some(Path::new(ROOT).join(path))
+}
+
+/// Makes the cgroups above one and has them hand controllers down.
+fn create_above(path: &Path) -> Result<(), CgroupError> {
+    let mut above: Vec<&Path> = path.ancestors().skip(1).collect();
+    above.reverse();
+    for part in above {
+        let above = Path::new(ROOT).join(part);
+        create(&above)?;
+        hand_down(&above);
+    }
+    Ok(())
+}
+
+/// Has a cgroup hand controllers down, as far as it can: what is missing shows when a limit is
+/// written.
+fn hand_down(path: &Path) {
+    let words = |file: &str| fs::read_to_string(path.join(file)).unwrap_or_default();
+    let (there, enabled) = (words("cgroup.controllers"), words("cgroup.subtree_control"));
+    let has = |list: &str, name: &str| list.split_whitespace().any(|word| word == name);
+    let missing: Vec<String> = CONTROLLERS
+        .iter()
+        .filter(|name| has(&there, name) && !has(&enabled, name))
+        .map(|name| format!("+{name}"))
+        .collect();
+    let control = path.join("cgroup.subtree_control");
+    if !missing.is_empty() && fs::write(&control, missing.join(" ")).is_err() {
+        for one in missing {
+            let _ = fs::write(&control, one);
+        }
+    }
 }
 
 fn create(path: &Path) -> Result<(), CgroupError> {
@@ -231,14 +267,8 @@ fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
     })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quotas_are_shares_of_a_period() {
-        assert_eq!(cpu_max(0.5), "50000 100000");
-        assert_eq!(cpu_max(1.75), "175000 100000");
-        assert_eq!(cpu_max(0.01), "1000 100000");
-    }
+fn write_all(path: &Path, files: &[(String, String)]) -> Result<(), CgroupError> {
+    files
+        .iter()
+        .try_for_each(|(file, value)| write(&path.join(file), value))
 }

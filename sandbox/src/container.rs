@@ -422,7 +422,10 @@ impl Container {
             None if force => return Err(EngineError::Held(self.plan.id.clone())),
             None => return Err(EngineError::IsRunning(self.plan.id.clone())),
         };
-        cgroup::remove(self.id());
+        if let Some(cgroup) = self.plan.host_cgroup() {
+            // One that an engine named may have others in it, whatever became of this one.
+            cgroup::remove(&cgroup, self.plan.cgroup.is_none());
+        }
         Ok(self.store.remove(&self.entry, &lock)?)
     }
 
@@ -464,9 +467,16 @@ impl Container {
     /// What is known of a container whose monitor was killed.
     fn died(&self, started_at: Option<Timestamp>) -> ExitRecord {
         let journal = fs::read_to_string(self.entry.journal_path()).unwrap_or_default();
-        let why = match journal.lines().next_back() {
-            Some(last_words) => format!("the monitor died: {last_words}"),
-            None => "the monitor died".to_owned(),
+        let cgroup = self.plan.host_cgroup();
+        let counts = cgroup.as_ref().and_then(cgroup::stats);
+        let ran_out = counts.is_some_and(|counts| counts.memory_events.oom_kill > 0);
+        let why = match (journal.lines().next_back(), cgroup) {
+            (_, Some(cgroup)) if ran_out => format!(
+                "the host killed the monitor: memory ran out in cgroup \"/{}\" or above",
+                cgroup.path.display()
+            ),
+            (Some(last_words), _) => format!("the monitor died: {last_words}"),
+            (None, _) => "the monitor died".to_owned(),
         };
         ExitRecord {
             code: match started_at {
@@ -499,7 +509,7 @@ pub(crate) fn clear_abandoned(store: &Store, entry: &Entry) {
     if entry.is_passing()
         && let Ok(Some(lock)) = store.claim(entry)
     {
-        cgroup::remove(entry.id());
+        cgroup::remove_own(entry.id());
         // The sweep gets what stays.
         let _ = store.remove(entry, &lock);
     }

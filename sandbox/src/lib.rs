@@ -45,8 +45,8 @@ pub use hull_proto::{CgroupStats, IoStats, ProcessInfo};
 pub use launch::StartFailure;
 pub use logs::{LogEntry, LogOptions, LogReader};
 pub use plan::{
-    Export, ExportSource, HostFacts, Identity, MIN_MEMORY_BYTES, Plan, PlanError, PlannedImage,
-    PlannedRoot, PlannedVm,
+    Export, ExportSource, HostFacts, Identity, MIN_MEMORY_BYTES, Plan, PlanError, PlannedCgroup,
+    PlannedImage, PlannedRoot, PlannedVm,
 };
 pub use processes::{PS_HEADINGS, ps_row};
 pub use request::{

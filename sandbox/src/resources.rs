@@ -31,7 +31,7 @@ impl Container {
     /// no cgroup of its own.
     #[must_use]
     pub fn host_stats(&self) -> Option<CgroupStats> {
-        cgroup::stats(self.id())
+        cgroup::stats(&self.plan().host_cgroup()?)
     }
 
     /// Its processes in its guest, in the order of their ids. What they say of themselves is a
@@ -75,7 +75,10 @@ impl Container {
             Reply::Ok => {}
             _ => return Err(self.out_of_place("update")),
         }
-        cgroup::update(self.id(), &update.host).map_err(EngineError::Cgroup)
+        match self.plan().host_cgroup() {
+            Some(cgroup) => Ok(cgroup::update(&cgroup, &update.host)?),
+            None => Ok(()),
+        }
     }
 
     /// Waits until more than `seen` of its processes have been killed because memory ran out in

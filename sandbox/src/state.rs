@@ -54,7 +54,8 @@ pub struct ExitRecord {
     pub code: u8,
     /// The signal that ended it.
     pub signal: Option<u8>,
-    /// Whether processes of it were killed because memory ran out in the guest.
+    /// Whether processes of it were killed because memory ran out in the guest. Where the host's
+    /// ran out, `error` says so.
     pub oom: bool,
     /// When the first process started, if it did.
     pub started_at: Option<Timestamp>,

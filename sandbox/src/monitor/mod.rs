@@ -185,8 +185,8 @@ impl Monitor {
             .map_err(stage("open"))?;
         // A guest that is to be copied belongs to nobody, and to no container's share.
         let mut base = Base::find(&self.entry, &plan.vm);
-        let cgroup = match plan.vm.cpu_quota {
-            Some(cpus) => Some(Cgroup::enter(&plan.id, cpus).map_err(stage("open"))?),
+        let cgroup = match plan.host_cgroup() {
+            Some(planned) => Cgroup::enter(&planned).map_err(stage("open"))?,
             None => None,
         };
         let opened = open(&self.entry, plan)?;

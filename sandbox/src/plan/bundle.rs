@@ -17,7 +17,7 @@ use crate::settings::Settings;
 use super::mounts::NAMESPACES;
 use super::shape::{Export, ExportSource, FILE_NAME, ROOT_NAME};
 use super::{
-    HostFacts, Identity, Plan, PlanError, PlannedRoot, SIGTERM, guest_path, limits, machine,
+    HostFacts, Identity, Plan, PlanError, PlannedRoot, SIGTERM, cgroup, guest_path, limits, machine,
 };
 
 /// What a guest's kernel and agent take of its memory, in bytes: given beside the limit.
@@ -63,6 +63,7 @@ pub(crate) fn plan(
         _ => identity.id.chars().take(12).collect(),
     };
     let linux = spec.linux().clone().unwrap_or_default();
+    let cgroup = cgroup::of_bundle(&linux, &identity.id)?;
     let vm = machine::plan(&shape(&linux, facts), settings, facts)?;
     spec.set_linux(Some(self::linux(&linux)?))
         .set_process(Some(process))
@@ -93,6 +94,7 @@ pub(crate) fn plan(
         stop_timeout_s: settings.defaults.stop_timeout_s,
         held: true,
         bundle: Some(request.bundle.clone()),
+        cgroup,
         auto_remove: false,
         // Whoever made the bundle reads its output at the source.
         log_limit_bytes: 0,

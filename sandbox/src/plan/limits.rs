@@ -4,7 +4,7 @@
 //! Owns: that division. Refuses: what a VM that runs can't be given any more.
 
 use oci_spec::runtime::{
-    LinuxCpu, LinuxCpuBuilder, LinuxMemoryBuilder, LinuxResources, LinuxResourcesBuilder,
+    LinuxCpu, LinuxCpuBuilder, LinuxMemoryBuilder, LinuxResources, LinuxResourcesBuilder, Spec,
 };
 
 use hull_proto::weight_of_shares;
@@ -12,7 +12,7 @@ use hull_proto::weight_of_shares;
 use super::{Plan, PlanError};
 
 /// The period of a quota that names none, in microseconds: the kernel's default.
-const DEFAULT_PERIOD_US: u64 = 100_000;
+const DEFAULT_PERIOD_US: u32 = 100_000;
 
 /// Files of a host's cgroup and what is written to them, in order.
 pub(crate) type CgroupFiles = Vec<(String, String)>;
@@ -54,9 +54,19 @@ pub(crate) fn update(asked: &LinuxResources, plan: &Plan) -> Result<Update, Plan
             plan.vm.vcpus
         )));
     }
+    let mut host = on_host(asked);
+    if plan.host_cgroup().is_none() {
+        // The guest keeps all limits but that, and nothing else can.
+        if let Some((file, _)) = host.iter().find(|(file, _)| file.starts_with("cpuset.")) {
+            return Err(PlanError::Update(format!(
+                "{file}: the container has no cgroup of its own on this host"
+            )));
+        }
+        host.clear();
+    }
     Ok(Update {
         guest: in_guest(asked)?,
-        host: on_host(asked),
+        host,
     })
 }
 
@@ -129,10 +139,31 @@ pub(super) fn on_host(asked: &LinuxResources) -> CgroupFiles {
     files
 }
 
+/// Has the container see the fraction of processors that it may use, as programs look for it to
+/// decide how many threads they start.
+pub(super) fn show_quota(spec: &mut Spec, cpus: Option<f64>) -> Result<(), PlanError> {
+    let (Some(cpus), Some(linux)) = (cpus, spec.linux_mut().as_mut()) else {
+        return Ok(());
+    };
+    let mut resources = linux.resources().clone().unwrap_or_default();
+    let (quota, period) = quota(cpus);
+    let cpu = LinuxCpuBuilder::default().quota(quota).period(period);
+    resources.set_cpu(Some(cpu.build()?));
+    linux.set_resources(Some(resources));
+    Ok(())
+}
+
+/// A number of processors as a quota and its period, in microseconds.
+pub(super) fn quota(cpus: f64) -> (i64, u64) {
+    // A plan's processors are 0.01 to 32, so the product is a small positive number.
+    let quota = (cpus * f64::from(DEFAULT_PERIOD_US)).round() as i64;
+    (quota, DEFAULT_PERIOD_US.into())
+}
+
 /// The processors that a quota amounts to, if it is one.
 pub(super) fn processors(cpu: &LinuxCpu) -> Option<f64> {
     let period = cpu.period().filter(|&period| period != 0);
-    let period = u32::try_from(period.unwrap_or(DEFAULT_PERIOD_US)).ok()?;
+    let period = u32::try_from(period.unwrap_or(DEFAULT_PERIOD_US.into())).ok()?;
     let quota = cpu.quota().filter(|&quota| quota > 0)?;
     // Above a few thousand processors a float's precision is nobody's concern.
     let quota = u32::try_from(quota).unwrap_or(u32::MAX);
@@ -178,6 +209,13 @@ mod tests {
         let unlimited = resources(json!({"cpu": {"quota": -1}}));
         assert_eq!(on_host(&unlimited)[0].1, "max");
         assert_eq!(on_host(&resources(json!({"pids": {"limit": 1}}))), []);
+    }
+
+    #[test]
+    fn quotas_are_shares_of_a_period() {
+        assert_eq!(quota(0.5), (50_000, 100_000));
+        assert_eq!(quota(1.75), (175_000, 100_000));
+        assert_eq!(quota(0.01), (1000, 100_000));
     }
 
     #[test]

@@ -9,6 +9,7 @@
 
 mod bundle;
 mod capability;
+mod cgroup;
 mod limits;
 mod machine;
 mod mounts;
@@ -29,6 +30,7 @@ use crate::settings::Settings;
 use crate::signal::{SignalError, parse_signal};
 
 pub(crate) use bundle::{bind_sources, guest_process, plan as plan_bundle};
+pub use cgroup::PlannedCgroup;
 pub(crate) use limits::update;
 pub use machine::MIN_MEMORY_BYTES;
 pub(crate) use machine::plan as machine;
@@ -173,9 +175,11 @@ pub(crate) fn plan(
         Root::Directory(path) => (None, PlannedRoot::Directory(path.clone()), &empty),
     };
     let hostname = hostname(request, &identity)?;
+    let vm = machine::plan(request, settings, facts)?;
     let (exports, mounts) = mounts::plan(request, config, facts)?;
     let process = process::plan(request, config, &hostname)?;
-    let spec = mounts::spec(request, process, mounts, &hostname)?;
+    let mut spec = mounts::spec(request, process, mounts, &hostname)?;
+    limits::show_quota(&mut spec, vm.cpu_quota)?;
     let stop_signal = match request
         .stop_signal
         .as_ref()
@@ -186,7 +190,7 @@ pub(crate) fn plan(
     };
     Ok(Plan {
         generation: Plan::GENERATION,
-        vm: machine::plan(request, settings, facts)?,
+        vm,
         id: identity.id,
         name: identity.name,
         created_at: identity.created_at,
@@ -205,6 +209,7 @@ pub(crate) fn plan(
             .unwrap_or(settings.defaults.stop_timeout_s),
         held: false,
         bundle: None,
+        cgroup: None,
         auto_remove: request.auto_remove,
         log_limit_bytes: settings.defaults.log_limit_bytes,
     })

@@ -7,6 +7,8 @@ use jiff::Timestamp;
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
+use super::cgroup::PlannedCgroup;
+
 /// All that the monitor needs to know about one container. Written once, never changed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
@@ -48,6 +50,10 @@ pub struct Plan {
     /// The OCI bundle it came from, if any.
     #[serde(default)]
     pub bundle: Option<PathBuf>,
+    /// The monitor's cgroup on the host, where its engine names one or a limit needs it; see
+    /// [`Plan::host_cgroup`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<PlannedCgroup>,
     /// Removes the container when it ends.
     pub auto_remove: bool,
     /// Bytes that its log may take.

@@ -32,7 +32,7 @@ pub(crate) struct Global {
     /// Accepted: errors are always told in full.
     #[arg(long)]
     pub(crate) debug: bool,
-    /// Accepted: a VM's limits are not a cgroup's.
+    /// Accepted: a cgroupsPath is known by its spelling, and systemd isn't asked.
     #[arg(long)]
     pub(crate) systemd_cgroup: bool,
     /// Accepted, for engines that say it.
