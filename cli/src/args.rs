@@ -67,6 +67,10 @@ pub(crate) enum Command {
     Template(TemplateCommand),
     /// Check whether this host can run containers, and say how to mend what is missing
     Doctor(DoctorArgs),
+    /// Make Hull known to the container engines of this host
+    Install(InstallArgs),
+    /// Take Hull out of the configuration of the container engines of this host
+    Uninstall(EnginesArgs),
     /// Show Hull's version
     Version,
     /// Hold a detached command's stream, given as stdin
@@ -326,6 +330,27 @@ pub(crate) struct DoctorArgs {
     /// Print the facts as JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// `hull install`.
+#[derive(Debug, Args)]
+pub(crate) struct InstallArgs {
+    #[command(flatten)]
+    pub(crate) engines: EnginesArgs,
+    /// Print a RuntimeClass for Kubernetes, and do nothing else
+    #[arg(long)]
+    pub(crate) runtime_class: bool,
+}
+
+/// Where engines are registered with, and whether really.
+#[derive(Debug, Args)]
+pub(crate) struct EnginesArgs {
+    /// Only say what would be done
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Directory that all paths of engines begin with
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub(crate) root: std::path::PathBuf,
 }
 
 #[cfg(test)]

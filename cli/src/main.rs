@@ -16,6 +16,7 @@ mod foreground;
 mod format;
 mod images;
 mod inspect;
+mod install;
 mod logs;
 mod parse;
 mod progress;
@@ -75,6 +76,8 @@ fn dispatch(command: Command) -> anyhow::Result<u8> {
         Command::Run(args) => run::run(&engine, &args),
         Command::Exec(args) => exec::exec(&engine, &args),
         Command::Attach(args) => attach::attach(&engine, &args),
+        Command::Install(args) => install::install(&args),
+        Command::Uninstall(args) => install::uninstall(&args),
         Command::Ps(args) => containers::ps(&engine, &args),
         Command::Logs(args) => logs::logs(&engine, &args),
         Command::Start(args) => run::start_again(&engine, &args),

@@ -12,6 +12,7 @@ pub(crate) fn run(prefix: &Path) -> Result<()> {
     let staged = stage::stage()?;
     for (file, mode) in [
         ("bin/hull", "755"),
+        ("bin/hull-oci", "755"),
         ("lib/hull/hull-monitor", "755"),
         ("lib/hull/vmlinux", "644"),
         ("lib/hull/initrd", "644"),
