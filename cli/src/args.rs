@@ -37,6 +37,12 @@ pub(crate) enum Command {
     /// List containers
     #[command(visible_alias = "list")]
     Ps(PsArgs),
+    /// Display a live stream of container(s) resource usage statistics
+    Stats(StatsArgs),
+    /// Display the running processes of a container
+    Top(TopArgs),
+    /// Update the limits of one or more containers while they run
+    Update(UpdateArgs),
     /// Fetch the logs of a container
     Logs(LogsArgs),
     /// Start one or more stopped containers
@@ -149,6 +155,68 @@ pub(crate) struct PsArgs {
     /// Format output: 'table', 'table TEMPLATE', 'json' or a template such as '{{.ID}}'
     #[arg(long)]
     pub(crate) format: Option<String>,
+}
+
+/// `hull stats`.
+#[derive(Debug, Args)]
+pub(crate) struct StatsArgs {
+    /// Show all containers (default shows just running)
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// Format output: 'table', 'table TEMPLATE', 'json' or a template such as '{{.ID}}'
+    #[arg(long)]
+    pub(crate) format: Option<String>,
+    /// Disable streaming stats and only pull the first result
+    #[arg(long)]
+    pub(crate) no_stream: bool,
+    /// Do not truncate output
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
+    /// Names or ids
+    #[arg(value_name = "CONTAINER")]
+    pub(crate) names: Vec<String>,
+}
+
+/// `hull top`.
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    /// Name or id
+    #[arg(value_name = "CONTAINER")]
+    pub(crate) name: String,
+}
+
+/// `hull update`.
+#[derive(Debug, Args)]
+pub(crate) struct UpdateArgs {
+    /// Number of CPUs
+    #[arg(long, value_name = "DECIMAL", value_parser = parse::cpus, conflicts_with_all = ["cpu_quota", "cpu_period"])]
+    pub(crate) cpus: Option<f64>,
+    /// Period of the CPU quota, in microseconds
+    #[arg(long, value_name = "MICROSECONDS")]
+    pub(crate) cpu_period: Option<i64>,
+    /// CPU time in each period, in microseconds (-1 for unlimited)
+    #[arg(long, value_name = "MICROSECONDS", allow_hyphen_values = true)]
+    pub(crate) cpu_quota: Option<i64>,
+    /// CPU shares (relative weight)
+    #[arg(short, long, value_name = "SHARES")]
+    pub(crate) cpu_shares: Option<u64>,
+    /// CPUs of the host in which to allow execution (0-3, 0,1)
+    #[arg(long, value_name = "LIST")]
+    pub(crate) cpuset_cpus: Option<String>,
+    /// Memory nodes of the host in which to allow execution (0-3, 0,1)
+    #[arg(long, value_name = "LIST")]
+    pub(crate) cpuset_mems: Option<String>,
+    /// Memory limit (b, k, m, g), up to what the container was started with
+    #[arg(short, long, value_name = "BYTES", value_parser = parse::memory)]
+    pub(crate) memory: Option<u64>,
+    /// Memory soft limit
+    #[arg(long, value_name = "BYTES", value_parser = parse::memory)]
+    pub(crate) memory_reservation: Option<u64>,
+    /// Tune container pids limit (-1 for unlimited)
+    #[arg(long, value_name = "LIMIT", allow_hyphen_values = true)]
+    pub(crate) pids_limit: Option<i64>,
+    #[command(flatten)]
+    pub(crate) containers: NamesArgs,
 }
 
 /// `hull logs`.

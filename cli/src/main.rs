@@ -22,6 +22,7 @@ mod parse;
 mod progress;
 mod relay;
 mod request;
+mod resources;
 mod run;
 mod signals;
 mod templates;
@@ -79,6 +80,9 @@ fn dispatch(command: Command) -> anyhow::Result<u8> {
         Command::Install(args) => install::install(&args),
         Command::Uninstall(args) => install::uninstall(&args),
         Command::Ps(args) => containers::ps(&engine, &args),
+        Command::Stats(args) => resources::stats(&engine, &args),
+        Command::Top(args) => resources::top(&engine, &args),
+        Command::Update(args) => resources::update(&engine, &args),
         Command::Logs(args) => logs::logs(&engine, &args),
         Command::Start(args) => run::start_again(&engine, &args),
         Command::Stop(args) => containers::stop(&engine, &args),

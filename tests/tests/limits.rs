@@ -284,6 +284,33 @@ fn memory_that_runs_out_in_the_guest_is_an_event_and_a_137() {
     assert_eq!(seen, "true 0\n");
 }
 
+#[test]
+fn dockers_commands_say_the_same() {
+    let Some(hull) = Hull::new() else { return };
+    let (_log, cgroup) = half(&hull, "echo up; sleep 1000");
+    let format = "{{.Name}} {{.MemUsage}} {{.PIDs}}";
+    let stats = hull
+        .cmd(["stats", "--no-stream", "--format", format])
+        .output()
+        .ok();
+    assert!(
+        stats.starts_with("half ") && stats.ends_with(" / 512MiB 2\n"),
+        "{stats}"
+    );
+    let top = hull.cmd(["top", "half"]).output().ok();
+    assert!(top.lines().next().unwrap().ends_with("CMD"), "{top}");
+    assert!(top.contains("sleep 1000"), "{top}");
+    let update = ["update", "--cpus", "0.25", "-m", "100m", "half"];
+    assert_eq!(hull.cmd(update).output().ok(), "half\n");
+    assert_eq!(
+        fs::read_to_string(cgroup.join("cpu.max")).unwrap(),
+        "25000 100000\n"
+    );
+    let stats = hull.cmd(["stats", "--no-stream", "half"]).output().ok();
+    assert!(stats.contains(" / 100MiB"), "{stats}");
+    hull.cmd(["rm", "-f", "half"]).output().ok();
+}
+
 /// A container in the background in a cgroup of Hull's own, once it has said "up".
 fn half(hull: &Hull, script: &str) -> (Running, PathBuf) {
     let image = hull.image();

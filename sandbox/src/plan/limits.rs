@@ -3,6 +3,8 @@
 //!
 //! Owns: that division. Refuses: what a VM that runs can't be given any more.
 
+use std::collections::HashMap;
+
 use oci_spec::runtime::{
     LinuxCpu, LinuxCpuBuilder, LinuxMemoryBuilder, LinuxResources, LinuxResourcesBuilder, Spec,
 };
@@ -16,6 +18,14 @@ const DEFAULT_PERIOD_US: u32 = 100_000;
 
 /// Files of a host's cgroup and what is written to them, in order.
 pub(crate) type CgroupFiles = Vec<(String, String)>;
+
+/// Those of cgroup v2's own files that an engine may set in the guest by their names.
+const UNIFIED: [&str; 4] = [
+    "memory.high",
+    "memory.low",
+    "memory.min",
+    "memory.oom.group",
+];
 
 /// Limits that change.
 #[derive(Debug, PartialEq)]
@@ -108,6 +118,15 @@ pub(super) fn in_guest(asked: &LinuxResources) -> Result<LinuxResources, PlanErr
     if let Some(pids) = asked.pids() {
         kept = kept.pids(*pids);
     }
+    if let Some(unified) = asked.unified() {
+        let own = unified
+            .iter()
+            .filter(|(file, _)| UNIFIED.contains(&file.as_str()));
+        let own: HashMap<String, String> = own.map(|(f, v)| (f.clone(), v.clone())).collect();
+        if !own.is_empty() {
+            kept = kept.unified(own);
+        }
+    }
     Ok(kept.build()?)
 }
 
@@ -186,11 +205,13 @@ mod tests {
             "memory": {"limit": 1 << 20, "reservation": 1 << 19, "swap": 9, "swappiness": 1},
             "cpu": {"quota": 50_000, "period": 200_000, "shares": 1024, "cpus": "2-3"},
             "pids": {"limit": 5}, "blockIO": {"weight": 10},
+            "unified": {"memory.oom.group": "1", "memory.swap.max": "0"},
         }));
         let guest = serde_json::to_value(in_guest(&asked).unwrap()).unwrap();
         assert_eq!(
             guest,
             json!({"memory": {"limit": 1 << 20, "reservation": 1 << 19}, "pids": {"limit": 5},
+                "unified": {"memory.oom.group": "1"},
                 "cpu": {"quota": 50_000, "period": 200_000, "shares": 1024}})
         );
         let host = on_host(&asked);
