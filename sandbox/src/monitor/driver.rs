@@ -91,6 +91,8 @@ pub(super) struct Parts<'a> {
     pub(super) jail: Vec<String>,
     /// What a killed container may take before its VM is ended.
     pub(super) kill_grace: Duration,
+    /// What the guest may take to answer a question.
+    pub(super) patience: Duration,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -119,7 +121,7 @@ impl<'a> Driver<'a> {
             plan: parts.plan,
             guest: parts.guest,
             marks: parts.agent.marks,
-            questions: Questions::new(parts.agent)?,
+            questions: Questions::new(parts.agent, parts.patience)?,
             agent: parts.started.peer,
             decoder: parts.started.decoder,
             log: parts.log,

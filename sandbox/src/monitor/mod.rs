@@ -68,6 +68,9 @@ const LAST_OUTPUT: Duration = Duration::from_secs(10);
 /// What a killed container may take before its VM is ended.
 const KILL_GRACE: Duration = Duration::from_secs(3);
 
+/// What a guest may take to answer a question.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// The whole life of the monitor process. It ends with the container's code.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -226,6 +229,7 @@ impl Monitor {
             },
             jail,
             kill_grace: KILL_GRACE,
+            patience: PATIENCE,
         })
         .map_err(stage("spawn"))?;
         let carrier = carrier.map(Waiting::start).transpose();

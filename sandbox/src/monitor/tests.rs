@@ -125,6 +125,10 @@ fn running() -> Record {
 }
 
 fn bench(change: impl FnOnce(&mut RunRequest)) -> Bench {
+    patient_bench(change, Duration::from_secs(60))
+}
+
+fn patient_bench(change: impl FnOnce(&mut RunRequest), patience: Duration) -> Bench {
     let directory = tempfile::tempdir().unwrap();
     let plan = plan(change);
     let (near, far) = UnixStream::pair().unwrap();
@@ -156,6 +160,7 @@ fn bench(change: impl FnOnce(&mut RunRequest)) -> Bench {
             record: running(),
             jail: Vec::new(),
             kill_grace: Duration::from_millis(10),
+            patience,
         })
         .unwrap();
         let end = driver.run().unwrap();
@@ -180,10 +185,8 @@ fn bench(change: impl FnOnce(&mut RunRequest)) -> Bench {
         ending,
         driver,
     };
-    assert_eq!(
-        bench.client.receive().unwrap(),
-        Some(Frame::Started { pid: 7 })
-    );
+    let started = Some(Frame::Started { pid: 7 });
+    assert_eq!(bench.client.receive().unwrap(), started);
     bench
 }
 
@@ -466,6 +469,21 @@ fn a_question_that_cannot_be_answered_is_refused_at_once() {
     let late = bench.control();
     control::ask(&late, Request::Stats).unwrap();
     assert!(refusal(&late).contains("no more questions"));
+    bench.exit(0);
+    assert_eq!(bench.driver.join().unwrap().0.code, 0);
+}
+
+#[test]
+fn a_guest_that_does_not_answer_is_not_waited_for() {
+    let mut bench = patient_bench(|_| {}, Duration::from_millis(10));
+    let late = bench.control();
+    control::ask(&late, Request::Stats).unwrap();
+    asked(&mut bench.questions);
+    let refused = control::answer(&late).unwrap_err().to_string();
+    assert!(refused.contains("did not answer"), "{refused}");
+    // What it says then is for nobody.
+    answer(&mut bench.questions, &hull_proto::Reply::Stats(stats(1)));
+    assert_eq!(bench.ask(Request::Ping), Reply::Ok);
     bench.exit(0);
     assert_eq!(bench.driver.join().unwrap().0.code, 0);
 }

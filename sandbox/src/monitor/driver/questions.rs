@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use hull_proto::{CgroupStats, LineDecoder, encode_line};
 use rustix::event::PollFlags;
 
-use crate::control::Reply;
+use crate::control::{self, Reply};
 use crate::state::Phase;
 
 use super::super::boot::Agent;
@@ -21,8 +21,6 @@ use super::super::client::{Client, Role};
 use super::super::peer::Peer;
 use super::{Driver, interest};
 
-/// How long the guest may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// Most questions that wait for answers.
 const MAX_QUESTIONS: usize = 64;
 
@@ -34,16 +32,19 @@ pub(super) struct Questions {
     /// The numbers of those that have no answer yet.
     asked: VecDeque<u64>,
     next: u64,
+    /// How long the guest may take to answer.
+    patience: Duration,
 }
 
 impl Questions {
-    pub(super) fn new(agent: Agent) -> io::Result<Self> {
+    pub(super) fn new(agent: Agent, patience: Duration) -> io::Result<Self> {
         let (socket, lines) = agent.into_stream();
         Ok(Self {
             peer: Peer::new(socket)?,
             lines,
             asked: VecDeque::new(),
             next: 0,
+            patience,
         })
     }
 
@@ -102,7 +103,7 @@ impl Driver<'_> {
         }
         match self.questions.ask(request) {
             Ok(number) => {
-                let until = Instant::now() + PATIENCE;
+                let until = Instant::now() + self.questions.patience;
                 client.role = Role::Questioning { number, until };
             }
             Err(why) => client.refuse(why),
@@ -114,7 +115,7 @@ impl Driver<'_> {
         for (number, reply) in self.questions.hear(&mut self.chunk) {
             let asked = |client: &&mut Client| matches!(client.role, Role::Questioning { number: own, .. } if own == number);
             if let Some(client) = self.clients.iter_mut().find(asked) {
-                client.reply(&translated(reply));
+                client.reply(&fitting(translated(reply)));
             }
         }
         if self.questions.peer.is_gone() {
@@ -133,7 +134,7 @@ impl Driver<'_> {
 
     /// Gives up on questions that the guest takes too long to answer.
     pub(super) fn end_patience(&mut self, now: Instant) {
-        let seconds = PATIENCE.as_secs();
+        let seconds = self.questions.patience.as_secs();
         let why = format!("the guest did not answer within {seconds} seconds");
         self.refuse_questions(|until| until <= now, &why);
     }
@@ -144,6 +145,16 @@ impl Driver<'_> {
                 client.refuse(why);
             }
         }
+    }
+}
+
+/// A reply that a client can be told: what a guest leaves out is written, and may be a lot.
+fn fitting(reply: Reply) -> Reply {
+    match control::line(&reply) {
+        Ok(_) => reply,
+        Err(error) => Reply::Error {
+            message: format!("the guest's answer can't be passed on: {error}"),
+        },
     }
 }
 
