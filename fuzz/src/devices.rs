@@ -9,14 +9,16 @@ use std::sync::{Arc, Mutex};
 
 use hull_vmm::bus::Sink;
 use hull_vmm::outcome::Outcome;
-use hull_vmm::spec::FsSpec;
+use hull_vmm::spec::{FsSpec, NetSpec};
 use hull_vmm::testing::{Bench, FakeIrq, GuestQueue, Part, guest_ram};
 use hull_vmm::virtio::block::Block;
 use hull_vmm::virtio::console::Console;
 use hull_vmm::virtio::fs::{CachePolicy, Fs, FsExport, FsLimits};
+use hull_vmm::virtio::net::{Net, Tap};
 use hull_vmm::virtio::transport::{Board, Slot};
 use hull_vmm::virtio::vsock::Vsock;
 use hull_vmm::virtio::worker::Poller;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use vm_memory::{Bytes as _, GuestAddress};
 
 use crate::guest::{Input, play};
@@ -92,6 +94,30 @@ pub(crate) fn console(data: &[u8]) {
     keyboard.write_all(input.bytes(keys)).unwrap();
     let device = Console::new(sink, Some(typed.into()));
     play(&mut Bench::new(device), input, |_| true);
+}
+
+/// A card whose tap has frames waiting, and whose guest answers at will.
+pub(crate) fn net(data: &[u8]) {
+    let kind = (AddressFamily::UNIX, SocketType::SEQPACKET);
+    let (device, host) = socketpair(kind.0, kind.1, SocketFlags::NONBLOCK, None).unwrap();
+    let mut input = Input(data);
+    for _ in 0..input.byte() % 8 {
+        let length = usize::from(input.short());
+        let mut frame = input.bytes(length).to_vec();
+        frame.resize(length, 0);
+        let _ = rustix::io::write(&host, &frame);
+    }
+    let tap = Tap {
+        device,
+        set_offloads: Box::new(|_, _| Ok(())),
+    };
+    let spec = NetSpec {
+        mac: [2; 6],
+        mtu: 1500,
+    };
+    play(&mut Bench::new(Net::new(spec, tap).unwrap()), input, |_| {
+        true
+    });
 }
 
 pub(crate) fn vsock(data: &[u8]) {

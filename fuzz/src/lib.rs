@@ -33,6 +33,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("registers", devices::registers),
     ("block", devices::block),
     ("console", devices::console),
+    ("net", devices::net),
     ("vsock", devices::vsock),
     ("fs", devices::fs),
     ("layer", images::layer),

@@ -125,6 +125,7 @@ fn run(wanted: &Wanted) -> Result<(), Box<dyn std::error::Error>> {
         console: Box::new(io::stdout()),
         console_input: None,
         blocks,
+        taps: Vec::new(),
         vsock_ports: BTreeMap::new(),
         fs_exports: wanted
             .shares

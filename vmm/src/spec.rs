@@ -22,6 +22,9 @@ pub const MAX_BLOCK_SERIAL_BYTES: usize = 20;
 /// The lowest CID a guest may have; those below are the protocol's own (virtio 1.3 §5.10.4).
 pub const MIN_GUEST_CID: u64 = 3;
 
+/// The smallest MTU (virtio 1.3 §5.1.4.1).
+pub const MIN_MTU: u16 = 68;
+
 /// A virtual machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -73,6 +76,8 @@ pub enum DeviceSpec {
     Fs(FsSpec),
     /// Streams between host and guest.
     Vsock(VsockSpec),
+    /// A network card.
+    Net(NetSpec),
     /// The kernel's log, one way.
     Console,
     /// A disk.
@@ -100,6 +105,16 @@ pub struct FsSpec {
 pub struct VsockSpec {
     /// The guest's address, at least [`MIN_GUEST_CID`].
     pub guest_cid: u64,
+}
+
+/// A network card.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetSpec {
+    /// Its address: one card's, not a group's.
+    pub mac: [u8; 6],
+    /// The largest packet, at least [`MIN_MTU`].
+    pub mtu: u16,
 }
 
 /// A block device.
@@ -148,6 +163,12 @@ pub enum SpecError {
     /// A CID that isn't a guest's.
     #[error("vsock guest CID {0} is reserved")]
     GuestCid(u64),
+    /// A MAC that is a group's, or nobody's.
+    #[error("network card with MAC {0:02x?}: it isn't one card's address")]
+    Mac([u8; 6]),
+    /// An MTU too small.
+    #[error("network card with an MTU of {0}: at least {MIN_MTU} is possible")]
+    Mtu(u16),
     /// A block serial too long.
     #[error("block serial {0:?} is longer than {MAX_BLOCK_SERIAL_BYTES} bytes")]
     BlockSerial(String),
@@ -183,10 +204,11 @@ impl DeviceSpec {
         match self {
             Self::Fs(_) => (0, "fs", false),
             Self::Vsock(_) => (1, "vsock", false),
-            Self::Console => (2, "console", false),
-            Self::Block(_) => (3, "block", true),
-            Self::Balloon => (4, "balloon", false),
-            Self::Rng => (5, "rng", false),
+            Self::Net(_) => (2, "net", true),
+            Self::Console => (3, "console", false),
+            Self::Block(_) => (4, "block", true),
+            Self::Balloon => (5, "balloon", false),
+            Self::Rng => (6, "rng", false),
         }
     }
 
@@ -204,6 +226,14 @@ impl DeviceSpec {
             Self::Vsock(vsock) => {
                 if vsock.guest_cid < MIN_GUEST_CID || vsock.guest_cid >= u64::from(u32::MAX) {
                     return Err(SpecError::GuestCid(vsock.guest_cid));
+                }
+            }
+            Self::Net(net) => {
+                if net.mac == [0; 6] || net.mac[0] & 1 != 0 {
+                    return Err(SpecError::Mac(net.mac));
+                }
+                if net.mtu < MIN_MTU {
+                    return Err(SpecError::Mtu(net.mtu));
                 }
             }
             Self::Block(block) => {
@@ -278,6 +308,8 @@ mod tests {
                     dax_window_bytes: 0,
                 }),
                 DeviceSpec::Vsock(VsockSpec { guest_cid: 3 }),
+                net([2, 0, 0, 0, 0, 1], 1500),
+                net([2, 0, 0, 0, 0, 2], u16::MAX),
                 DeviceSpec::Console,
                 DeviceSpec::Block(BlockSpec {
                     read_only: true,
@@ -292,6 +324,10 @@ mod tests {
             ],
             debug_serial: false,
         }
+    }
+
+    fn net(mac: [u8; 6], mtu: u16) -> DeviceSpec {
+        DeviceSpec::Net(NetSpec { mac, mtu })
     }
 
     fn broken(change: impl FnOnce(&mut VmSpec)) -> SpecError {
@@ -335,6 +371,16 @@ mod tests {
         assert_eq!(
             broken(|s| s.devices[1] = DeviceSpec::Vsock(VsockSpec { guest_cid: 2 })),
             SpecError::GuestCid(2)
+        );
+        for mac in [[0; 6], [0xff; 6], [1, 0, 0x5e, 0, 0, 1]] {
+            assert_eq!(
+                broken(|s| s.devices[2] = net(mac, 1500)),
+                SpecError::Mac(mac)
+            );
+        }
+        assert_eq!(
+            broken(|s| s.devices[3] = net([2; 6], 67)),
+            SpecError::Mtu(67)
         );
         assert_eq!(
             broken(|s| s.devices[0] = DeviceSpec::Fs(FsSpec {

@@ -136,6 +136,7 @@ fn host(kernel: Option<File>, memory: Option<File>, paper: &Paper) -> Host {
         console: Box::new(paper.clone()),
         console_input: None,
         blocks: Vec::new(),
+        taps: Vec::new(),
         vsock_ports: BTreeMap::new(),
         fs_exports: Vec::new(),
         fs_limits: FsLimits::default(),

@@ -152,6 +152,7 @@ impl Vm {
             console: Box::new(opened.console),
             console_input: None,
             blocks: Vec::new(),
+            taps: Vec::new(),
             fs_exports: exports.collect(),
             fs_limits: FsLimits::default(),
             vsock_ports: BTreeMap::from([(CONTROL_PORT, dial.clone())]),

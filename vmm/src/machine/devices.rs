@@ -17,6 +17,7 @@ use crate::virtio::block::Block;
 use crate::virtio::console::Console;
 use crate::virtio::device::DynDevice;
 use crate::virtio::fs::{Fs, FsExport, FsLimits, FsStats};
+use crate::virtio::net::{Net, Tap};
 use crate::virtio::rng::Rng;
 use crate::virtio::transport::{Board, QUEUE_NOTIFY, Slot};
 use crate::virtio::vsock::{Connector, Vsock};
@@ -41,6 +42,7 @@ pub(super) struct Supplies {
     pub(super) sink: Sink,
     pub(super) console_input: Option<OwnedFd>,
     pub(super) blocks: std::vec::IntoIter<File>,
+    pub(super) taps: std::vec::IntoIter<Tap>,
     pub(super) vsock_ports: BTreeMap<u32, Sender<UnixStream>>,
     pub(super) fs_exports: Vec<FsExport>,
     pub(super) fs_limits: FsLimits,
@@ -68,6 +70,10 @@ impl Devices {
                 let vsock = Vsock::new(vsock.guest_cid, ports).map_err(failed("vsock"))?;
                 self.vsock = Some(vsock.connector());
                 Box::new(vsock)
+            }
+            DeviceSpec::Net(net) => {
+                let tap = supplies.taps.next().ok_or(BuildError::NoHost("net"))?;
+                Box::new(Net::new(*net, tap).map_err(failed("net"))?)
             }
             DeviceSpec::Console => Box::new(Console::new(
                 Arc::clone(&supplies.sink),

@@ -35,6 +35,7 @@ use crate::spec::{Checked, VmSpec};
 use crate::vcpu::Vcpus;
 use crate::virtio::device::RestoreError;
 use crate::virtio::fs::{FsExport, FsLimits, FsStats};
+use crate::virtio::net::Tap;
 use crate::virtio::transport::Board;
 use crate::virtio::vsock::Connector;
 use crate::virtio::worker::{Poller, Worker};
@@ -57,6 +58,8 @@ pub struct Host {
     pub console_input: Option<OwnedFd>,
     /// The files of the block devices, in the order of the spec.
     pub blocks: Vec<File>,
+    /// The taps of the network cards, in the order of the spec.
+    pub taps: Vec<Tap>,
     /// Who takes the streams that the guest opens, by port.
     pub vsock_ports: BTreeMap<u32, Sender<UnixStream>>,
     /// The directories of the fs device.
@@ -163,6 +166,7 @@ impl Machine {
             sink: Arc::new(Mutex::new(host.console)),
             console_input: host.console_input,
             blocks: host.blocks.into_iter(),
+            taps: host.taps.into_iter(),
             vsock_ports: host.vsock_ports,
             fs_exports: host.fs_exports,
             fs_limits: host.fs_limits,

@@ -13,11 +13,11 @@ mod chain;
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue as Ring, QueueOwnedT, QueueState as RingState, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap};
 
 pub use self::chain::{Buffer, Chain, Spans};
 use crate::memory::GuestRam;
@@ -245,6 +245,43 @@ impl Queue {
             .add_used(memory, head, written)
             .map_err(QueueError::Ring)?;
         if self.wants_interrupt()? {
+            self.interrupt.raise(self.index);
+        }
+        Ok(())
+    }
+
+    /// Hands several chains back at once, each with the bytes written to it: the driver sees
+    /// all of them or none. For what is one message to it, as a frame in several buffers.
+    ///
+    /// # Errors
+    /// [`QueueError::Ring`] when the rings can't be accessed.
+    pub fn complete_together(&mut self, chains: &[(Chain, u32)]) -> Result<(), QueueError> {
+        let Ok(count) = u16::try_from(chains.len()) else {
+            return Ok(());
+        };
+        let (used_ring, first) = (self.ring.used_ring(), self.ring.next_used());
+        let memory = self.memory.as_ref();
+        for (place, (chain, written)) in (0..count).zip(chains) {
+            let place = u64::from(first.wrapping_add(place) % self.ring.size());
+            let entry = GuestAddress(used_ring + 4 + 8 * place);
+            let written = (*written).min(chain.writable_len());
+            memory.write_obj(u32::from(chain.head()).to_le(), entry)?;
+            memory.write_obj(written.to_le(), entry.unchecked_add(4))?;
+        }
+        let next = first.wrapping_add(count);
+        self.ring.set_next_used(next);
+        memory.store(next.to_le(), GuestAddress(used_ring + 2), Ordering::Release)?;
+        // What was handed back must be seen before the driver's wish is read.
+        fence(Ordering::SeqCst);
+        let wanted = if self.ring.event_idx_enabled() {
+            let event = self.ring.avail_ring() + 4 + 2 * u64::from(self.ring.size());
+            let event: u16 = memory.load(GuestAddress(event), Ordering::Relaxed)?;
+            // virtio 1.3 §2.7.10: it asked for an interrupt at one of these entries.
+            next.wrapping_sub(u16::from_le(event)).wrapping_sub(1) < count
+        } else {
+            self.wants_interrupt()?
+        };
+        if wanted {
             self.interrupt.raise(self.index);
         }
         Ok(())
