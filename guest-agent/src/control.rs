@@ -8,8 +8,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use hull_netlink::{NetworkError, Protocol, Socket};
 use hull_proto::{
-    GENERATION, Hello, LineDecoder, Reply, Request, SHARES_DIR, SHARES_TAG, Setup, encode_line,
+    GENERATION, Hello, Interface, LineDecoder, Reply, Request, SHARES_DIR, SHARES_TAG, Setup,
+    encode_line,
 };
 use rustix::fs::Timespec;
 use rustix::io::Errno;
@@ -149,6 +151,9 @@ impl Control {
             .or_internal(|| "cannot set the clock")?;
         rustix::system::sethostname(setup.hostname.as_bytes())
             .or_refuse(|| format!("cannot set hostname {:?}", setup.hostname))?;
+        if !setup.interfaces.is_empty() {
+            make_network(&setup.interfaces)?;
+        }
         if setup.shares {
             mount_shares()?;
         }
@@ -184,6 +189,19 @@ fn timespec(nanoseconds: u64) -> Timespec {
     Timespec {
         tv_sec: i64::try_from(nanoseconds / SECOND).unwrap_or(i64::MAX),
         tv_nsec: i64::try_from(nanoseconds % SECOND).unwrap_or(0),
+    }
+}
+
+/// Makes the network as the host's namespace has it. The guest is its namespace.
+fn make_network(interfaces: &[Interface]) -> Result<(), Fault> {
+    let mut socket =
+        Socket::open(Protocol::Route).or_internal(|| "cannot open a netlink socket")?;
+    match hull_netlink::apply(&mut socket, interfaces) {
+        Err(NetworkError::Kernel { what, source }) => {
+            Err(source).or_internal(|| format!("cannot {what}"))
+        }
+        Err(error) => Err(Fault::internal(error.to_string())),
+        Ok(()) => Ok(()),
     }
 }
 

@@ -6,6 +6,8 @@ use serde_json::Value;
 
 use crate::cgroup::{CgroupStats, ProcessPage};
 
+use crate::Interface;
+
 /// Longest line of a control stream, in bytes, without its newline.
 const MAX_LINE: usize = 64 * 1024;
 
@@ -66,6 +68,9 @@ pub struct Setup {
     pub entropy: [u8; 32],
     /// Whether the shares device is to be mounted at [`crate::SHARES_DIR`].
     pub shares: bool,
+    /// The network cards beside the loopback, by [`crate::MAX_INTERFACES`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub interfaces: Vec<Interface>,
 }
 
 /// What the agent answers.
@@ -154,6 +159,7 @@ mod tests {
             realtime_ns: u64::MAX,
             entropy: [7; 32],
             shares: true,
+            interfaces: Vec::new(),
         });
         let mut bytes = Vec::new();
         encode_line(&setup, &mut bytes).unwrap();
@@ -167,6 +173,55 @@ mod tests {
             }
         }
         assert_eq!(seen, [setup, Request::Ping]);
+    }
+
+    #[test]
+    fn the_largest_network_fits_a_line() {
+        use crate::{Address, MAX_INTERFACES, MAX_NETWORK_ENTRIES, Route};
+        let longest = [0xff; 16].into();
+        let route = Route {
+            destination: longest,
+            prefix: 128,
+            gateway: Some(longest),
+            source: Some(longest),
+            metric: Some(u32::MAX),
+            mtu: Some(u32::MAX),
+            scope: u8::MAX,
+            protocol: u8::MAX,
+            onlink: false,
+        };
+        let address = Address {
+            address: longest,
+            prefix: 128,
+            peer: Some(longest),
+            broadcast: Some([255; 4].into()),
+            scope: u8::MAX,
+        };
+        let interface = |routes: usize, addresses: usize| Interface {
+            name: "\u{1}".repeat(15),
+            mac: [255; 6],
+            mtu: u32::MAX,
+            addresses: vec![address; addresses],
+            routes: vec![route; routes],
+            neighbours: Vec::new(),
+        };
+        let mut interfaces = vec![interface(MAX_NETWORK_ENTRIES, 0)];
+        interfaces.resize(MAX_INTERFACES, interface(0, 0));
+        for first in [MAX_NETWORK_ENTRIES, 0] {
+            interfaces[0] = interface(first, MAX_NETWORK_ENTRIES - first);
+            let setup = Request::Setup(Setup {
+                hostname: "h".repeat(64),
+                realtime_ns: u64::MAX,
+                entropy: [255; 32],
+                shares: true,
+                interfaces: interfaces.clone(),
+            });
+            let mut line = Vec::new();
+            encode_line(&setup, &mut line).unwrap();
+            let mut decoder = LineDecoder::default();
+            decoder.feed(&line);
+            assert_eq!(decoder.take::<Request>().unwrap(), Some(setup));
+        }
     }
 
     #[test]

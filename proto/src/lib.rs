@@ -17,6 +17,7 @@
 mod cgroup;
 mod control;
 mod frame;
+mod network;
 mod process;
 
 pub use cgroup::{
@@ -25,6 +26,7 @@ pub use cgroup::{
 };
 pub use control::{ControlError, Hello, LineDecoder, Reply, Request, Setup, encode_line};
 pub use frame::{Decoder, Frame, FrameError, encode};
+pub use network::{Address, Interface, MAX_INTERFACES, MAX_NETWORK_ENTRIES, Neighbour, Route};
 pub use process::{ContainerStart, ExecStart, ExitStatus, Failure, FailureKind, OciJson, Spawn};
 
 /// Version of everything in this crate. The monitor refuses an agent of another generation.

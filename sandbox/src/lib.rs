@@ -22,6 +22,7 @@ mod launch;
 mod logs;
 pub mod monitor;
 mod names;
+mod network;
 mod plan;
 mod processes;
 mod request;

@@ -29,6 +29,8 @@ pub struct RunRequest {
     pub groups: Vec<String>,
     /// Host name; the id's first 12 digits when absent.
     pub hostname: Option<String>,
+    /// The network namespace to join; without, there is no network.
+    pub network: Option<PathBuf>,
     /// Gives the process a terminal.
     pub tty: bool,
     /// The terminal's first size (rows, columns).
@@ -87,6 +89,7 @@ impl RunRequest {
             user: None,
             groups: Vec::new(),
             hostname: None,
+            network: None,
             tty: false,
             terminal_size: None,
             interactive: false,

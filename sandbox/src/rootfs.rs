@@ -253,8 +253,7 @@ fn identity(entry: &Entry, plan: &Plan) -> Result<PathBuf, RootfsError> {
     for (file, text) in [
         ("hostname", format!("{name}\n")),
         ("hosts", hosts),
-        // There is no network, so there is nobody to ask.
-        ("resolv.conf", String::new()),
+        ("resolv.conf", resolvers(plan)),
     ] {
         let path = fresh.join(file);
         let write = || {
@@ -266,6 +265,43 @@ fn identity(entry: &Entry, plan: &Plan) -> Result<PathBuf, RootfsError> {
     }
     fs::rename(&fresh, &directory).map_err(at("rename", &fresh))?;
     Ok(directory)
+}
+
+/// Who answers for names: whom the host asks, but for those that listen on the host alone. A
+/// namespace of ip(8)'s may have a file of its own. Without a network there is nobody to ask.
+fn resolvers(plan: &Plan) -> String {
+    let Some(namespace) = &plan.network else {
+        return String::new();
+    };
+    let own = namespace
+        .file_name()
+        .map(|name| Path::new("/etc/netns").join(name).join("resolv.conf"));
+    if let Some(text) = own.and_then(|own| fs::read_to_string(own).ok()) {
+        return text;
+    }
+    // The second is systemd-resolved's, behind the local address that the first may name.
+    let texts = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"]
+        .map(|path| reachable(&fs::read_to_string(path).unwrap_or_default()));
+    let [first, second] = texts;
+    if first.contains("nameserver") || second.is_empty() {
+        first
+    } else {
+        second
+    }
+}
+
+/// A resolv.conf(5) without the name servers that only the host itself reaches.
+fn reachable(text: &str) -> String {
+    let is_local = |line: &&str| {
+        let mut words = line.split_whitespace();
+        words.next() == Some("nameserver")
+            && words.next().is_some_and(|word| {
+                let address = word.parse::<std::net::IpAddr>();
+                address.is_ok_and(|address| address.is_loopback())
+            })
+    };
+    let kept = text.lines().filter(|line| !is_local(line));
+    kept.flat_map(|line| [line, "\n"]).collect()
 }
 
 fn make(path: &Path) -> Result<(), RootfsError> {
@@ -284,4 +320,15 @@ fn open(path: &Path) -> Result<OwnedFd, RootfsError> {
     let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty())
         .map_err(|error| at("open directory", path)(error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_servers_of_the_host_alone_are_left_out() {
+        let text = "search a\nnameserver 127.0.0.53\n nameserver ::1\nnameserver 10.0.0.1\n";
+        assert_eq!(reachable(text), "search a\nnameserver 10.0.0.1\n");
+    }
 }

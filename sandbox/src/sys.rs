@@ -6,6 +6,8 @@
     reason = "descriptors by number, code between fork and exec, unshare(2)"
 )]
 
+mod tap;
+
 use std::arch::x86_64::__cpuid;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -14,6 +16,8 @@ use std::process::{Child, Command};
 
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+pub(crate) use tap::{is_network_namespace, make_tap, set_offloads};
 
 /// The first inherited descriptor, as systemd counts them.
 const FIRST: RawFd = 3;

@@ -13,6 +13,7 @@ use hull_vmm::machine::SaveError;
 use hull_vmm::memory::WorkingSet;
 
 use crate::console::BootLog;
+use crate::network::Joined;
 use crate::plan::PlannedVm;
 use crate::store::Entry;
 use crate::sys;
@@ -143,6 +144,7 @@ fn make(maker: &Maker<'_>, key: &Key, console: BootLog, vm: &PlannedVm) -> Resul
         kvm: open_kvm(vm)?,
         shares: Vec::new(),
         console,
+        network: Joined::default(),
     };
     let limit = Duration::from_secs(u64::from(vm.boot_timeout_s));
     let (mut guest, dials) = Vm::build(vm, opened, Source::boot(vm, true)?)?;

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hull_proto::{
     ContainerStart, ControlError, Decoder, Failure, Frame, FrameError, GENERATION, Hello,
-    LineDecoder, MAX_FROM_GUEST, OciJson, PROCESS_PORT, Reply, Request, Setup, Spawn, encode_line,
+    Interface, LineDecoder, MAX_FROM_GUEST, OciJson, PROCESS_PORT, Reply, Request, Setup, Spawn,
+    encode_line,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::de::DeserializeOwned;
@@ -153,6 +154,7 @@ impl Agent {
         &mut self,
         guest: &dyn Guest,
         plan: &Plan,
+        interfaces: &[Interface],
         limit: Duration,
     ) -> Result<(), BootError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -162,6 +164,7 @@ impl Agent {
             realtime_ns: u64::try_from(nanoseconds).unwrap_or(u64::MAX),
             entropy: names::random(),
             shares: true,
+            interfaces: interfaces.to_vec(),
         });
         match self.ask(guest, &request, limit)? {
             Reply::Ok => {}

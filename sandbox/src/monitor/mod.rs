@@ -45,6 +45,7 @@ use crate::console::BootLog;
 use crate::exit::{CODE_HULL_FAILED, FailureClass};
 use crate::launch::{BUILD_TEMPLATE, Inherited, Readiness, StartFailure, Streams};
 use crate::logs::LogWriter;
+use crate::network::{self, Joined};
 use crate::plan::{Plan, PlannedVm};
 use crate::rootfs;
 use crate::state::{ExitRecord, Phase, Running};
@@ -262,7 +263,7 @@ impl Monitor {
         .map_err(|error| failed("boot", &vm, &error))?;
         drop(watch);
         agent
-            .setup(&vm, plan, limit)
+            .setup(&vm, plan, vm.interfaces(), limit)
             .map_err(|error| failed("setup", &vm, &error))?;
         agent.marks.built = built;
         Ok((vm, agent, jail))
@@ -282,6 +283,8 @@ impl Monitor {
                 kvm: open_kvm(&plan.vm).map_err(stage("open"))?,
                 shares: rootfs::again(&opened.shares).map_err(stage("rootfs"))?,
                 console: open_console(&self.entry).map_err(stage("open"))?,
+                // A plan with a network has no template.
+                network: Joined::default(),
             };
             match Vm::build(&plan.vm, opened, Source::Copy(template.into())) {
                 Ok((vm, dials)) => return Ok((vm, dials, Some(kernel))),
@@ -441,8 +444,13 @@ fn open(entry: &Entry, plan: &Plan) -> Result<Opened, Failed> {
         let path = plan.vm.kvm.clone();
         return Err(stage("open")(OpenError::Emulated { path }));
     }
+    let network = match &plan.network {
+        Some(path) => network::join(path).map_err(stage("network"))?,
+        None => Joined::default(),
+    };
     Ok(Opened {
         kvm: open_kvm(&plan.vm).map_err(stage("open"))?,
+        network,
         console: open_console(entry).map_err(stage("open"))?,
         shares: rootfs::assemble(entry, plan).map_err(stage("rootfs"))?,
     })

@@ -11,17 +11,22 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use hull_proto::{CONTROL_PORT, GUEST_CID, SHARES_TAG};
+use hull_proto::{CONTROL_PORT, GUEST_CID, Interface, SHARES_TAG};
 use hull_vmm::machine::{BuildError, Host, Machine, MachineState, SaveError};
 use hull_vmm::memory::WorkingSet;
 use hull_vmm::outcome::VmExit;
-use hull_vmm::spec::{DeviceSpec, FsSpec, MemoryBacking, MemorySpec, SpecError, VmSpec, VsockSpec};
+use hull_vmm::spec::{
+    DeviceSpec, FsSpec, MemoryBacking, MemorySpec, NetSpec, SpecError, VmSpec, VsockSpec,
+};
 use hull_vmm::virtio::fs::{CachePolicy, FsExport, FsLimits, FsStats};
+use hull_vmm::virtio::net::Tap;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::console::{BootLog, Tail};
+use crate::network::Joined;
 use crate::plan::PlannedVm;
 use crate::rootfs::SharedDirectory;
+use crate::sys;
 use crate::template::Template;
 
 use super::OpenError;
@@ -52,6 +57,7 @@ pub(super) struct Opened {
     pub(super) kvm: OwnedFd,
     pub(super) shares: Vec<SharedDirectory>,
     pub(super) console: BootLog,
+    pub(super) network: Joined,
 }
 
 /// What its first instruction is.
@@ -90,6 +96,8 @@ pub(super) struct Vm {
     machine: Machine,
     console: Tail,
     dial: Sender<UnixStream>,
+    /// What the guest is to know of its cards, and what ties them to the host's interfaces.
+    network: Joined,
 }
 
 /// Until somebody dials in, a thread turns the machine's end into a closed stream; dropping this
@@ -99,8 +107,24 @@ pub(super) struct Watch {
     thread: Option<JoinHandle<()>>,
 }
 
-/// The same devices in the same order in every VM.
-fn spec(vm: &PlannedVm, backing: MemoryBacking) -> VmSpec {
+/// The same devices in the same order in every VM, and its network's cards.
+fn spec(vm: &PlannedVm, network: &Joined, backing: MemoryBacking) -> VmSpec {
+    let shares = DeviceSpec::Fs(FsSpec {
+        tag: SHARES_TAG.to_owned(),
+        dax_window_bytes: 0,
+    });
+    let streams = DeviceSpec::Vsock(VsockSpec {
+        guest_cid: u64::from(GUEST_CID),
+    });
+    let cards = network.interfaces.iter().map(|interface| {
+        DeviceSpec::Net(NetSpec {
+            mac: interface.mac,
+            mtu: u16::try_from(interface.mtu).unwrap_or(u16::MAX),
+        })
+    });
+    let mut devices = vec![shares, streams];
+    devices.extend(cards);
+    devices.extend([DeviceSpec::Console, DeviceSpec::Balloon, DeviceSpec::Rng]);
     VmSpec {
         vcpus: vm.vcpus,
         memory: MemorySpec {
@@ -108,18 +132,7 @@ fn spec(vm: &PlannedVm, backing: MemoryBacking) -> VmSpec {
             backing,
         },
         kernel_cmdline: vm.cmdline.clone(),
-        devices: vec![
-            DeviceSpec::Fs(FsSpec {
-                tag: SHARES_TAG.to_owned(),
-                dax_window_bytes: 0,
-            }),
-            DeviceSpec::Vsock(VsockSpec {
-                guest_cid: u64::from(GUEST_CID),
-            }),
-            DeviceSpec::Console,
-            DeviceSpec::Balloon,
-            DeviceSpec::Rng,
-        ],
+        devices,
         debug_serial: vm.debug,
     }
 }
@@ -143,6 +156,11 @@ impl Vm {
                 CachePolicy::Auto
             },
         });
+        let mut network = opened.network;
+        let taps = network.taps.drain(..).map(|device| Tap {
+            device,
+            set_offloads: Box::new(sys::set_offloads),
+        });
         let mut host = Host {
             kvm: opened.kvm,
             kernel: None,
@@ -152,7 +170,7 @@ impl Vm {
             console: Box::new(opened.console),
             console_input: None,
             blocks: Vec::new(),
-            taps: Vec::new(),
+            taps: taps.collect(),
             fs_exports: exports.collect(),
             fs_limits: FsLimits::default(),
             vsock_ports: BTreeMap::from([(CONTROL_PORT, dial.clone())]),
@@ -161,7 +179,7 @@ impl Vm {
             Source::Copy(template) => {
                 host.memory = Some(template.file);
                 host.working_set = template.working_set;
-                let spec = spec(plan, MemoryBacking::Template).validate()?;
+                let spec = spec(plan, &network, MemoryBacking::Template).validate()?;
                 Machine::restore(spec, host, template.state)
             }
             Source::Boot {
@@ -174,13 +192,14 @@ impl Vm {
                     true => MemoryBacking::Shared,
                     false => MemoryBacking::Anonymous,
                 };
-                Machine::build(spec(plan, backing).validate()?, host)
+                Machine::build(spec(plan, &network, backing).validate()?, host)
             }
         };
         let vm = Self {
             machine: machine.map_err(VmError::Build)?,
             console,
             dial,
+            network,
         };
         Ok((vm, streams))
     }
@@ -195,6 +214,11 @@ impl Vm {
     /// What a copy of a template that nobody has learnt from touched up to now; told once.
     pub(super) fn observed(&mut self) -> Option<WorkingSet> {
         self.machine.observed()
+    }
+
+    /// The interfaces that the guest is to have.
+    pub(super) fn interfaces(&self) -> &[Interface] {
+        &self.network.interfaces
     }
 
     /// Lets some time pass, unless the guest ends.

@@ -64,7 +64,8 @@ pub(crate) fn plan(
     };
     let linux = spec.linux().clone().unwrap_or_default();
     let cgroup = cgroup::of_bundle(&linux, &identity.id)?;
-    let vm = machine::plan(&shape(&linux, facts), settings, facts)?;
+    let shape = shape(&linux, facts);
+    let vm = machine::plan(&shape, settings, facts)?;
     spec.set_linux(Some(self::linux(&linux)?))
         .set_process(Some(process))
         .set_mounts(Some(mounts))
@@ -85,6 +86,7 @@ pub(crate) fn plan(
         labels: labels.into_iter().collect(),
         vm,
         root: PlannedRoot::Directory(root),
+        network: shape.network,
         exports,
         spec,
         init: false,
@@ -146,7 +148,8 @@ pub(crate) fn guest_process(process: &Process) -> Result<Process, PlanError> {
     Ok(process)
 }
 
-/// The VM's shape: the limits that the host's engine asked for, as a run request has them.
+/// The VM's shape and network, as a run request has them: the limits that the host's engine asked
+/// for, the namespace that it set up.
 fn shape(linux: &Linux, facts: &HostFacts) -> RunRequest {
     let mut request = RunRequest::new(Root::Directory(PathBuf::new()));
     let resources = linux.resources().as_ref();
@@ -164,6 +167,12 @@ fn shape(linux: &Linux, facts: &HostFacts) -> RunRequest {
     request.cpus = cpu
         .and_then(limits::processors)
         .map(|cpus| cpus.clamp(0.01, most));
+    // One without a path is new, and nothing is in it.
+    let namespaces = linux.namespaces().iter().flatten();
+    request.network = namespaces
+        .filter(|namespace| namespace.typ() == LinuxNamespaceType::Network)
+        .filter_map(|namespace| namespace.path().clone())
+        .find(|path| !path.as_os_str().is_empty());
     request
 }
 
@@ -427,6 +436,24 @@ mod tests {
         assert_eq!(process["user"], json!({"uid": 1, "gid": 2}));
         assert_eq!(process["rlimits"][0]["hard"], MOST_DESCRIPTORS);
         assert_eq!(process["apparmorProfile"], Value::Null);
+    }
+
+    #[test]
+    fn the_network_namespace_is_joined_if_it_is_there_already() {
+        let network = |namespaces: Value| {
+            planned(|config| config["linux"]["namespaces"] = namespaces)
+                .unwrap()
+                .network
+        };
+        let named = json!([{"type": "pid", "path": "/p"}, {"type": "network", "path": "/run/x"}]);
+        assert_eq!(network(named), Some("/run/x".into()));
+        for new in [
+            json!([]),
+            json!([{"type": "network"}]),
+            json!([{"type": "network", "path": ""}]),
+        ] {
+            assert_eq!(network(new), None);
+        }
     }
 
     #[test]

@@ -198,6 +198,7 @@ pub(crate) fn plan(
         image,
         labels: labels(request, config),
         root,
+        network: request.network.clone(),
         exports,
         spec,
         init: request.init,

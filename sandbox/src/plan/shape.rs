@@ -30,6 +30,10 @@ pub struct Plan {
     pub vm: PlannedVm,
     /// The root file system.
     pub root: PlannedRoot,
+    /// The network namespace whose interfaces the guest has, joined at each start; without,
+    /// there is no network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<PathBuf>,
     /// What else of the host is shared with the guest.
     pub exports: Vec<Export>,
     /// The container as the agent creates it, with paths as the guest sees them.

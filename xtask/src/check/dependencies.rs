@@ -9,10 +9,14 @@ use cargo_metadata::{Metadata, MetadataCommand, Package};
 /// What each crate of the workspace may know of the others (ARCHITECTURE.md, "Code map").
 const ARROWS: &[(&str, &[&str])] = &[
     ("hull-proto", &[]),
+    ("hull-netlink", &["hull-proto"]),
     ("hull-vmm", &[]),
     ("hull-images", &[]),
-    ("hull-agent", &["hull-proto"]),
-    ("hull-sandbox", &["hull-proto", "hull-vmm", "hull-images"]),
+    ("hull-agent", &["hull-netlink", "hull-proto"]),
+    (
+        "hull-sandbox",
+        &["hull-netlink", "hull-proto", "hull-vmm", "hull-images"],
+    ),
     ("hull", &["hull-sandbox", "hull-images", "hull-proto"]),
     ("hull-shim", &["hull-sandbox", "hull-proto"]),
     ("hull-tests", &["hull-sandbox", "hull-images", "hull-proto"]),

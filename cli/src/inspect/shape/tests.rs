@@ -44,6 +44,7 @@ fn plan() -> Plan {
         }))
         .unwrap(),
         root: PlannedRoot::Overlay(vec!["/layer".into()]),
+        network: None,
         exports: vec![
             export("identity", ExportSource::Identity, false),
             export("v0", ExportSource::Directory("/host/data".into()), true),

@@ -1,0 +1,154 @@
+//! A network namespace that somebody else has set up (CNI, netavark, a person), joined: its
+//! interfaces read, and each tied to a tap for the guest's card.
+//!
+//! Owns: the taps and the redirection, which live as long as their descriptors and no longer:
+//! however the monitor ends, the kernel takes them away. Refuses: to make or change an interface
+//! of others, and the host's own namespace.
+//!
+//! ```text
+//! guest ── card ── tap ◄══ redirection ══► interface (eth0) ── … ── the host's bridge
+//!                  └───── the namespace, whose own kernel sees none of it ─────┘
+//! ```
+
+mod redirect;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use hull_netlink::{Change, NetworkError, Protocol, Socket};
+use hull_proto::Interface;
+use rustix::fs::OFlags;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::sys;
+
+/// The network namespaces that are the host's own: the first process's, and this one's.
+const HOSTS_OWN: [&str; 2] = ["/proc/1/ns/net", "/proc/self/ns/net"];
+
+/// A network namespace that can't be joined.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JoinError {
+    /// It can't be opened.
+    #[error("cannot open network namespace \"{path}\"")]
+    Open { path: PathBuf, source: io::Error },
+    /// It is something else.
+    #[error("\"{0}\" is not a network namespace")]
+    Other(PathBuf),
+    /// It is the host's own.
+    #[error(
+        "\"{0}\" is the host's own network namespace: a virtual machine that joined it would cut the host off"
+    )]
+    Hosts(PathBuf),
+    /// Something in it can't be read or made.
+    #[error("cannot join network namespace \"{path}\"")]
+    Network {
+        path: PathBuf,
+        #[source]
+        source: NetworkError,
+    },
+}
+
+/// A network that the guest is to have. What is in here keeps it.
+#[derive(Debug, Default)]
+pub(crate) struct Joined {
+    /// The interfaces, as the guest is to make them.
+    pub(crate) interfaces: Vec<Interface>,
+    /// A tap for each, in that order.
+    pub(crate) taps: Vec<OwnedFd>,
+    /// The owner of the redirection.
+    pub(crate) owner: Option<Socket>,
+}
+
+/// Joins the namespace at `path`, as it is now.
+///
+/// A thread goes there and ends there: this one, and all that come after, stay where they are.
+pub(crate) fn join(path: &Path) -> Result<Joined, JoinError> {
+    let namespace = open(path)?;
+    let inside = move || -> Result<Joined, NetworkError> {
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+            .map_err(|error| failed("enter it")(error.into()))?;
+        tie()
+    };
+    let thread = thread::Builder::new()
+        .name("network".to_owned())
+        .spawn(inside)
+        .map_err(failed("start a thread"));
+    let joined = thread.and_then(|thread| {
+        let died = |_| failed("read it")(io::ErrorKind::Other.into());
+        thread.join().map_err(died)?
+    });
+    joined.map_err(|source| JoinError::Network {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn open(path: &Path) -> Result<File, JoinError> {
+    // Whatever it is, opening it must not wait.
+    let mut options = File::options();
+    options
+        .read(true)
+        .custom_flags((OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed());
+    let failed = |source| JoinError::Open {
+        path: path.to_owned(),
+        source,
+    };
+    let file = options.open(path).map_err(failed)?;
+    let status = file.metadata().map_err(failed)?;
+    let kind = status.file_type();
+    let is_odd = kind.is_fifo() || kind.is_char_device() || kind.is_block_device();
+    if is_odd || !sys::is_network_namespace(&file) {
+        return Err(JoinError::Other(path.to_owned()));
+    }
+    let is_same = |own: &&str| {
+        std::fs::metadata(own)
+            .is_ok_and(|own| (own.dev(), own.ino()) == (status.dev(), status.ino()))
+    };
+    match HOSTS_OWN.iter().any(is_same) {
+        true => Err(JoinError::Hosts(path.to_owned())),
+        false => Ok(file),
+    }
+}
+
+/// Reads this thread's namespace and ties a tap to each of its interfaces.
+fn tie() -> Result<Joined, NetworkError> {
+    let mut route = Socket::open(Protocol::Route).map_err(failed("open a netlink socket"))?;
+    let found = hull_netlink::read(&mut route)?;
+    let mut joined = Joined::default();
+    let mut pairs = Vec::new();
+    for (index, interface) in found {
+        let (tap, name) = sys::make_tap().map_err(failed(
+            "make a tap by /dev/net/tun (is the kernel's module tun loaded?)",
+        ))?;
+        let links = hull_netlink::links(&mut route).map_err(failed("list the interfaces"))?;
+        let link = links.into_iter().find(|link| link.name == name);
+        let link = link.ok_or_else(|| failed("find the tap")(io::ErrorKind::NotFound.into()))?;
+        let wanted = Change {
+            name: None,
+            mtu: Some(interface.mtu),
+            up: true,
+            is_silent: true,
+        };
+        hull_netlink::change(&mut route, link.index, wanted).map_err(failed("bring the tap up"))?;
+        pairs.push([(index, interface.name.clone()), (link.index, name)]);
+        joined.taps.push(tap);
+        joined.interfaces.push(interface);
+    }
+    if !pairs.is_empty() {
+        joined.owner = Some(redirect::redirect(&pairs)?);
+    }
+    Ok(joined)
+}
+
+/// Turns an error into one of the network's; for `map_err`.
+fn failed(what: &str) -> impl FnOnce(io::Error) -> NetworkError {
+    let what = what.to_owned();
+    move |source| NetworkError::Kernel { what, source }
+}
+
+#[cfg(test)]
+mod tests;
