@@ -26,6 +26,7 @@ pub(crate) fn run_request(args: &RunArgs, env: Vec<Variable>, root: Root) -> Run
         });
     request.env = env;
     request.working_dir.clone_from(&args.process.workdir);
+    request.network.clone_from(&args.network.0);
     request.user.clone_from(&args.process.user);
     request.groups.clone_from(&args.limits.group_add);
     request.hostname.clone_from(&args.hostname);

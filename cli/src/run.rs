@@ -23,8 +23,8 @@ use crate::signals::{PIPE, Signals};
 pub(crate) fn run(engine: &Engine, args: &RunArgs) -> anyhow::Result<u8> {
     if !args.publish.is_empty() {
         bail!(
-            "-p is refused: a container has no network yet, so a published port would never \
-             answer; leave it out to run without a network"
+            "-p is refused: hull makes no networks, so a published port would never answer; \
+             publish it where the namespace of --network ns:PATH is made"
         );
     }
     let given = Given {

@@ -97,7 +97,14 @@ impl<'a> Engine<'a> {
         if !config.exists() {
             fs::write(&config, "").expect("write Hull's settings");
         }
+        let engine = self.hull.path().join("containers.conf");
+        if !engine.exists() {
+            // Without this word, podman looks for what was set up on this machine before.
+            let text = "[network]\nnetwork_backend = \"netavark\"\n";
+            fs::write(&engine, text).expect("write the engines' settings");
+        }
         Process::new(argv)
+            .env("CONTAINERS_CONF", engine.to_string_lossy())
             .env("HULL_CONFIG", config.to_string_lossy())
             .env("HULL_STATE_DIR", self.hull.state_dir().to_string_lossy())
             .env("HULL_RUN_DIR", self.hull.run_dir().to_string_lossy())

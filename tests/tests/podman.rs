@@ -1,8 +1,15 @@
 //! Debian's podman with Hull as its OCI runtime, in a few whole containers.
 
+#![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::thread;
+
 use hull_tests::engine::Engine;
 use hull_tests::hull::Hull;
 use hull_tests::image;
+use hull_tests::process::Process;
 
 #[test]
 fn a_command_runs_with_its_streams_and_its_code() {
@@ -41,5 +48,59 @@ fn a_container_in_the_background_is_entered_read_and_stopped() {
     assert_eq!(code.output().ok().trim(), "3");
     assert_eq!(engine.podman(&["logs", "c"]).output().ok(), "up\r\nbye\r\n");
     engine.podman(&["rm", "c"]).output().ok();
+    engine.check();
+}
+
+#[test]
+fn a_container_is_on_podmans_own_network_and_its_port_is_published() {
+    let Some(hull) = Hull::new() else { return };
+    Process::new(["modprobe", "tun"]).output().ok();
+    let engine = Engine::new(&hull);
+    // The host as the container sees it: the gateway.
+    let server = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    let served = thread::spawn(move || {
+        let (mut client, from) = server.accept().unwrap();
+        client.write_all(b"from the host\n").unwrap();
+        from.ip()
+    });
+    let script = format!(
+        "gate=$(ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'); \
+         ip -4 -o address show eth0 | sed 's/.*inet \\([^/]*\\).*/own \\1/'; \
+         ping -c1 -w20 $gate >/dev/null && nc $gate {port} </dev/null; cat /etc/hosts; \
+         mkdir /tmp/w; echo from-the-guest > /tmp/w/f; echo up; exec httpd -f -p 80 -h /tmp/w"
+    );
+    let mut words = vec![
+        "run",
+        "-d",
+        "--name",
+        "n",
+        "--hostname",
+        "named",
+        "-p",
+        "8099:80",
+    ];
+    words.extend([image::PLAIN, "sh", "-c", &script]);
+    engine.podman(&words).output().ok();
+    let mut logs = engine.podman(&["logs", "-f", "n"]).spawn();
+    logs.await_stdout("up\n");
+    let inspected = engine.podman(&["inspect", "-f", "{{.NetworkSettings.IPAddress}}", "n"]);
+    let address = inspected.output().ok().trim().to_owned();
+    assert_eq!(served.join().unwrap().to_string(), address);
+    let bridge = "10.88.0.1:8099";
+    let mut page = String::new();
+    let mut published = TcpStream::connect(bridge).unwrap();
+    published.write_all(b"GET /f HTTP/1.0\r\n\r\n").unwrap();
+    published.read_to_string(&mut page).unwrap();
+    assert!(page.ends_with("from-the-guest\n"), "{page}");
+    engine.podman(&["rm", "-f", "-t", "0", "n"]).output().ok();
+    let said = logs.wait().text();
+    let lines = [
+        format!("own {address}\nfrom the host\n"),
+        format!("{address}\tnamed"),
+    ];
+    assert!(lines.iter().all(|line| said.contains(line)), "{said}");
+    let left = Process::new(["ip", "-br", "link"]).output().ok();
+    assert!(!left.contains("veth") && !left.contains("hull"), "{left}");
     engine.check();
 }

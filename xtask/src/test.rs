@@ -28,6 +28,9 @@ const TOOLS: &[(&str, &str)] = &[
     ("podman", "podman"),
     ("buildah", "buildah"),
     ("conmon", "conmon"),
+    ("ip", "iproute2"),
+    ("iptables", "iptables"),
+    ("/usr/lib/podman/netavark", "netavark"),
     (
         "/etc/containers/policy.json",
         "golang-github-containers-common",

@@ -89,10 +89,10 @@ pub(crate) struct RunArgs {
     pub(crate) quiet: bool,
     #[command(flatten)]
     pub(crate) keys: DetachKeys,
-    /// Connect to a network: there is only 'none' yet
-    #[arg(long, alias = "net", value_name = "NETWORK", value_parser = network)]
-    pub(crate) network: Option<String>,
-    /// Refused: a container has no network yet
+    /// Connect to a network: 'none', or 'ns:PATH' for the network namespace at PATH
+    #[arg(long, alias = "net", value_name = "NETWORK", default_value = "none", value_parser = network)]
+    pub(crate) network: Network,
+    /// Refused: ports are published where the network namespace is made
     #[arg(short, long, value_name = "PORT")]
     pub(crate) publish: Vec<String>,
     /// Boot the virtual machine instead of copying a template
@@ -251,13 +251,19 @@ fn volume(text: &str) -> Result<hull_sandbox::Volume, parse::Invalid> {
     parse::volume(text, &cwd)
 }
 
-fn network(text: &str) -> Result<String, parse::Invalid> {
-    match text {
-        "none" => Ok(text.to_owned()),
-        _ => Err(parse::Invalid::new(
-            "containers have no network yet; only 'none' is possible",
-        )),
+/// The network namespace to join, if any.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Network(pub(crate) Option<PathBuf>);
+
+fn network(text: &str) -> Result<Network, parse::Invalid> {
+    if text == "none" {
+        return Ok(Network(None));
     }
+    let path = text.strip_prefix("ns:").filter(|path| !path.is_empty());
+    let path = path.and_then(|path| std::path::absolute(path).ok());
+    path.map(|path| Network(Some(path))).ok_or_else(|| {
+        parse::Invalid::new("hull makes no networks; possible are --network none or ns:PATH")
+    })
 }
 
 fn security_option(text: &str) -> Result<bool, parse::Invalid> {

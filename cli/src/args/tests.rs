@@ -86,7 +86,7 @@ fn bad_words_are_refused_with_the_reason() {
         ("run --stop-signal NOPE i", "invalid signal: NOPE"),
         ("run --stop-timeout soon i", "whole seconds"),
         ("run --pull sometimes i", "invalid value 'sometimes'"),
-        ("run --network host i", "no network yet"),
+        ("run --network host i", "--network none or ns:PATH"),
         (
             "run --security-opt seccomp=unconfined i",
             "only 'no-new-privileges' is known",

@@ -72,10 +72,17 @@ fn host_config(plan: &Plan) -> Value {
         "Memory": plan.vm.memory_bytes,
         // At most 32 processors, so far inside what both number types hold.
         "NanoCpus": (cpus * 1e9).round() as u64,
-        "NetworkMode": "none",
+        "NetworkMode": network_mode(plan),
         "ReadonlyRootfs": root.and_then(|root| root.readonly()).unwrap_or_default(),
         "Runtime": "hull",
     })
+}
+
+fn network_mode(plan: &Plan) -> String {
+    match &plan.network {
+        Some(path) => format!("ns:{}", path.display()),
+        None => "none".to_owned(),
+    }
 }
 
 fn config(plan: &Plan) -> Value {

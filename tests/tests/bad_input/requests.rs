@@ -39,8 +39,8 @@ fn requests_that_cannot_be_met() {
     let bind = format!("type=bind,src={},dst=/x", missing.display());
     let dir_over_file = format!("{}/config.toml/x:/x", hull.path().display());
     let cases: [(&[&str], &[&str]); 22] = [
-        (&["-p", "80:80"], &["-p", "no network yet"]),
-        (&["--network", "bridge"], &["no network yet"]),
+        (&["-p", "80:80"], &["-p", "makes no networks"]),
+        (&["--network", "bridge"], &["makes no networks", "ns:PATH"]),
         (&["--memory", "1m"], &["memory of 1 MiB", "64"]),
         (
             &["--memory", "900g"],
