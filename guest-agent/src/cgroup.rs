@@ -58,7 +58,7 @@ impl Cgroup {
     /// Refuses limits that the kernel refuses; those set before such a one stay.
     pub(crate) fn update(&self, mut resources: Resources) -> Result<(), Fault> {
         let cpu = &mut resources.cpu;
-        if cpu.quota.is_none() && cpu.period.is_some() {
+        if cpu.quota.is_none_or(|quota| quota == 0) && cpu.period.is_some() {
             // The kernel takes a quota without a period, not the other way round.
             let now = fs::read_to_string(self.path.join("cpu.max")).unwrap_or_default();
             cpu.quota = now.split(' ').next().and_then(|quota| quota.parse().ok());
@@ -270,9 +270,11 @@ fn add_cpu(cpu: &Cpu, files: &mut Vec<(String, String)>) {
     if let Some(shares) = cpu.shares.filter(|&shares| shares != 0) {
         add(files, "cpu.weight", &weight_of_shares(shares));
     }
+    // 0 says nothing, to the engines.
     let period = cpu.period.filter(|&period| period != 0);
-    if cpu.quota.is_some() || period.is_some() {
-        let quota = cpu.quota.unwrap_or(0);
+    let quota = cpu.quota.filter(|&quota| quota != 0);
+    if quota.is_some() || period.is_some() {
+        let quota = quota.unwrap_or(-1);
         let mut value = or_max(quota, quota > 0);
         // Without one the kernel keeps that which there is.
         if let Some(period) = period {
@@ -370,6 +372,14 @@ mod tests {
                 ("pids.max", "max"),
             ]
         );
+    }
+
+    #[test]
+    fn zero_says_nothing() {
+        let said = files(r#"{"memory":{"limit":0},"cpu":{"quota":0,"period":0,"shares":0}}"#);
+        assert_eq!(pairs(&said), []);
+        let period = files(r#"{"cpu":{"quota":0,"period":50000}}"#);
+        assert_eq!(pairs(&period), [("cpu.max", "max 50000")]);
     }
 
     #[test]
