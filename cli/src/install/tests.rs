@@ -1,3 +1,5 @@
+//! Registration in a host that is a directory.
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
