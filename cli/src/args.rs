@@ -71,6 +71,9 @@ pub(crate) enum Command {
     /// Manage templates, the booted guests that starts are copied from
     #[command(subcommand)]
     Template(TemplateCommand),
+    /// Manage the whole
+    #[command(subcommand)]
+    System(SystemCommand),
     /// Check whether this host can run containers, and say how to mend what is missing
     Doctor(DoctorArgs),
     /// Make Hull known to the container engines of this host
@@ -384,7 +387,14 @@ pub(crate) enum ImageCommand {
     Prune(PruneArgs),
 }
 
-/// `hull image prune`.
+/// `hull system`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SystemCommand {
+    /// Remove stopped containers, images without a name, interrupted downloads and templates
+    Prune(PruneArgs),
+}
+
+/// `hull image prune`, `hull system prune`.
 #[derive(Debug, Args)]
 pub(crate) struct PruneArgs {
     /// Do not prompt for confirmation

@@ -1,7 +1,7 @@
 //! `hull pull | load | images | rmi`, and the image that a run asks for.
 
 use std::collections::HashMap;
-use std::io::{BufRead, IsTerminal, Read, Write, stderr, stdin, stdout};
+use std::io::{IsTerminal, Write, stderr, stdin, stdout};
 
 use anyhow::{Context, bail};
 use hull_images::{
@@ -15,6 +15,7 @@ use crate::args::{ImagesArgs, LoadArgs, PruneArgs, PullArgs, PullPolicy, RmiArgs
 use crate::failure::report_one;
 use crate::format::{self, Column, Layout, Row};
 use crate::progress::progress;
+use crate::system::confirmed;
 
 /// The store that all commands of this host share.
 pub(crate) fn store(engine: &Engine) -> anyhow::Result<ImageStore> {
@@ -340,31 +341,43 @@ fn print_removed(removed: Vec<Removed>) -> std::io::Result<()> {
     Ok(())
 }
 
+/// What a prune that was in the way of another process says.
+pub(crate) const BUSY: &str =
+    "images are being pulled, loaded or started right now; try again when that is done";
+
 /// `hull image prune`.
 pub(crate) fn prune(engine: &Engine, args: &PruneArgs) -> anyhow::Result<u8> {
-    if !args.force {
-        write!(
-            stdout(),
-            "WARNING! This will remove all images without a name, and interrupted downloads.\n\
-             Are you sure you want to continue? [y/N] "
-        )?;
-        stdout().flush()?;
-        let mut answer = String::new();
-        stdin().lock().take(16).read_line(&mut answer)?;
-        if !matches!(answer.trim(), "y" | "Y") {
-            return Ok(0);
-        }
+    let warning =
+        "WARNING! This will remove all images without a name, and interrupted downloads.\n";
+    if !args.force && !confirmed(warning)? {
+        return Ok(0);
     }
+    let pruned = prune_store(engine)?;
+    if pruned.busy {
+        bail!(BUSY);
+    }
+    let freed = format::size(pruned.freed_bytes);
+    writeln!(stdout(), "Total reclaimed space: {freed}")?;
+    Ok(0)
+}
+
+/// What a prune of the store came to.
+pub(crate) struct PrunedStore {
+    pub(crate) freed_bytes: u64,
+    /// Others hold the store: content stayed.
+    pub(crate) busy: bool,
+}
+
+/// Removes all that no image with a name needs, and says what.
+pub(crate) fn prune_store(engine: &Engine) -> anyhow::Result<PrunedStore> {
     let store = store(engine)?;
     let users = users(engine)?;
     let (removed, reclaimed) = store.prune(&|id| users.get(&id.to_string()).cloned())?;
     print_removed(removed)?;
-    if reclaimed.busy {
-        bail!("images are being pulled, loaded or started right now; try again when that is done");
-    }
-    let freed = format::size(reclaimed.blob_bytes);
-    writeln!(stdout(), "Total reclaimed space: {freed}")?;
-    Ok(0)
+    Ok(PrunedStore {
+        freed_bytes: reclaimed.blob_bytes,
+        busy: reclaimed.busy,
+    })
 }
 
 /// Image ids, and the container that uses each.

@@ -25,6 +25,7 @@ mod request;
 mod resources;
 mod run;
 mod signals;
+mod system;
 mod templates;
 mod terminal;
 
@@ -95,6 +96,7 @@ fn dispatch(command: Command) -> anyhow::Result<u8> {
         Command::Images(args) => images::list(&engine, &args),
         Command::Rmi(args) => images::remove(&engine, &args),
         Command::Image(ImageCommand::Prune(args)) => images::prune(&engine, &args),
+        Command::System(command) => system::system(&engine, &command),
         Command::Template(command) => templates::template(&engine, &command),
         Command::Doctor(args) => doctor::doctor(&engine, &args),
         Command::Version => version(),

@@ -91,6 +91,9 @@ fn an_empty_state_lists_nothing() {
             "{words:?}"
         );
     }
+    let (code, out, err) = host.said(&["system", "prune", "-f"]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert_eq!(out, "Total reclaimed space: 0B\n");
 }
 
 #[test]
@@ -127,7 +130,7 @@ fn what_is_typed_wrongly_is_hulls_own_failure() {
         (&["dance"], "unrecognized subcommand"),
         (&["ps", "--filter", "x"], "NAME=VALUE"),
         (&["ps", "--filter", "color=red"], "invalid filter 'color'"),
-        (&["run", "-p", "80:80", "i"], "no network yet"),
+        (&["run", "-p", "80:80", "i"], "makes no networks"),
     ] {
         refused(&host, words, 125, reason);
     }

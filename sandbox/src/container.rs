@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -429,6 +430,12 @@ impl Container {
         Ok(self.store.remove(&self.entry, &lock)?)
     }
 
+    /// Bytes that its directory takes on disk: its logs, and what its command wrote to its root.
+    #[must_use]
+    pub fn disk_bytes(&self) -> u64 {
+        blocks_below(&self.entry.directory)
+    }
+
     pub(crate) fn connect(&self) -> Result<UnixStream, EngineError> {
         let not_running = || EngineError::NotRunning(self.plan.id.clone());
         // By descriptor, as a socket's address holds but 107 bytes.
@@ -513,6 +520,17 @@ pub(crate) fn clear_abandoned(store: &Store, entry: &Entry) {
         // The sweep gets what stays.
         let _ = store.remove(entry, &lock);
     }
+}
+
+/// What is read while others write is as good as any moment's; nothing is followed out of it.
+fn blocks_below(directory: &Path) -> u64 {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let bytes = entries.map(|entry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => blocks_below(&entry.path()),
+        Ok(metadata) => metadata.blocks() * 512,
+        Err(_) => 0,
+    });
+    bytes.sum()
 }
 
 /// The process at the other end, held so that its number can't be somebody else's.

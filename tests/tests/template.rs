@@ -178,6 +178,46 @@ fn a_start_killed_while_it_makes_a_template_leaves_none_in_part() {
     }
 }
 
+#[test]
+fn a_prune_takes_templates_and_what_has_stopped() {
+    let Some(hull) = Hull::apart() else { return };
+    let image = hull.image();
+    let words = [
+        "run",
+        "--name",
+        "over",
+        &image,
+        "sh",
+        "-c",
+        "echo x > /file",
+    ];
+    hull.cmd(words).output().ok();
+    let words = ["run", "-d", "--name", "alive", &image, "sleep", "999"];
+    let alive = hull.cmd(words).output().ok();
+    let over = hull.cmd(["inspect", "-f", "{{.Id}}", "over"]).output().ok();
+    let template = only_template(&hull);
+    let asked = hull.cmd(["system", "prune"]).stdin("n\n").output().ok();
+    assert!(asked.ends_with("[y/N] "), "{asked}");
+    let said = hull.cmd(["system", "prune", "-f"]).output().ok();
+    let gone: Vec<&str> = said.lines().collect();
+    let name = template.file_name().unwrap().to_str().unwrap();
+    let expected = [
+        "Deleted Containers:",
+        over.trim(),
+        "Deleted Templates:",
+        name,
+    ];
+    assert_eq!(gone[..4], expected, "{said}");
+    let last = gone[4].strip_prefix("Total reclaimed space: ").unwrap();
+    assert!(gone.len() == 5 && last.ends_with("MB"), "{said}");
+    let left = fs::read_dir(template.parent().unwrap()).unwrap();
+    assert_eq!(left.count(), 0);
+    let listed = hull.cmd(["ps", "-aq", "--no-trunc"]).output().ok();
+    assert_eq!(listed, alive);
+    let entered = hull.cmd(["exec", "alive", "echo", "here"]).output().ok();
+    assert_eq!(entered, "here\n");
+}
+
 /// Bytes of a container's guest that the host holds memory for, in KiB: its monitor's.
 fn resident_kib(hull: &Hull, name: &str) -> u64 {
     let pid = hull.cmd(["inspect", "-f", "{{.State.Pid}}", name]).output();
