@@ -11,6 +11,12 @@ use super::{Host, NAME, Planned, RUNTIME_TYPE, SERVICE_PATH, Wish};
 
 const CONFIG: &str = "/etc/containerd/config.toml";
 
+/// The runtime that containerd has by default, unless its file names others.
+const DEFAULT: (&str, &str) = ("runc", "io.containerd.runc.v2");
+
+/// Stands above the default runtime where it had to be written down.
+const REMARK: &str = "\n# By `hull install`: what this list doesn't name, containerd forgets.\n";
+
 pub(super) fn plan(host: &Host, wish: Wish) -> Planned {
     let path = host.at(CONFIG);
     let before = file::read(&path)?;
@@ -64,6 +70,12 @@ fn add(table: &mut Table, way: &[&str], host: &Host) -> anyhow::Result<()> {
     if let Some(there) = table.get(NAME) {
         return check(there);
     }
+    if table.is_empty() {
+        let mut default = Table::new();
+        default.insert("runtime_type", value(DEFAULT.1));
+        default.decor_mut().set_prefix(REMARK);
+        table.insert(DEFAULT.0, Item::Table(default));
+    }
     let mut runtime = Table::new();
     runtime.insert("runtime_type", value(RUNTIME_TYPE));
     let is_own = |directory: &str| Path::new(directory) == host.programs;
@@ -81,6 +93,11 @@ fn take(table: &mut Table, way: &[&str]) -> anyhow::Result<()> {
         if let Some(there) = table.get(NAME) {
             check(there)?;
             table.remove(NAME);
+        }
+        let default = table.get(DEFAULT.0).and_then(Item::as_table);
+        let prefix = default.and_then(|default| default.decor().prefix()?.as_str());
+        if table.len() == 1 && prefix == Some(REMARK) {
+            table.remove(DEFAULT.0);
         }
         return Ok(());
     };

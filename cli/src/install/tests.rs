@@ -128,6 +128,12 @@ fn containerd_2_has_another_table() {
     bench.write(CONTAINERD, "version = 3\n");
     bench.install();
     let table = "[plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.hull]";
+    // Without it, there would be no other any more.
+    assert!(
+        bench
+            .read(CONTAINERD)
+            .contains("runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"")
+    );
     assert!(
         bench.read(CONTAINERD).contains(table),
         "{}",
