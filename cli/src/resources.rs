@@ -168,8 +168,8 @@ fn numbers(before: Option<&Sample>, now: &Sample, most: u64) -> [String; 6] {
         format!("{share:.2}%"),
         format!("{} / {}", binary(used), binary(limit)),
         format!("{:.2}%", used as f64 * 100.0 / limit.max(1) as f64),
-        // There is no network yet.
-        "0B / 0B".to_owned(),
+        // Whoever made the network namespace counts there.
+        "--".to_owned(),
         format!("{} / {}", format::size(read), format::size(written)),
         now.stats.pids.current.to_string(),
     ]
@@ -290,14 +290,7 @@ mod tests {
             }
         };
         let (before, now) = (sample(0, 500), sample(2, 1_000_500));
-        let shown = [
-            "50.00%",
-            "64MiB / 128MiB",
-            "50.00%",
-            "0B / 0B",
-            "0B / 0B",
-            "3",
-        ];
+        let shown = ["50.00%", "64MiB / 128MiB", "50.00%", "--", "0B / 0B", "3"];
         assert_eq!(numbers(Some(&before), &now, 128 << 20), shown);
         assert_eq!(numbers(None, &now, 128 << 20)[0], "0.00%");
     }
