@@ -3,12 +3,13 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use hull_sandbox::{Container, Engine, EngineError, Phase, Running, Status, Stdio, StoreError};
+use hull_shim::{bundle, lifecycle};
 
 use crate::args::CreateArgs;
 use crate::log::Log;
-use crate::{bundle, console, hooks, manage};
+use crate::{console, manage};
 
 /// Makes a container; its command waits.
 pub(crate) fn create(engine: &Engine, args: &CreateArgs, log: &Log) -> anyhow::Result<u8> {
@@ -30,47 +31,17 @@ pub(crate) fn make(
         bail!("--preserve-fds is refused: descriptors can't be handed to a virtual machine");
     }
     let request = bundle::read(&args.id, args.bundle.as_deref())?;
-    hooks::check(&request.spec)?;
-    let mut container = match engine.create_bundle(&request) {
-        Err(EngineError::Store(StoreError::NameInUse { .. })) => {
-            bail!("container with id exists: {}", args.id);
-        }
-        made => made?,
+    let pid_file = |running: &Running| match &args.pid_file {
+        Some(path) => write_pid(path, running.monitor_pid),
+        None => Ok(()),
     };
-    let id = args.id.as_str();
-    let terminal = container.plan().tty;
-    let made = streams(terminal)
-        .and_then(|stdio| Ok(container.start_with(stdio)?))
-        .and_then(|()| running(&container))
-        .and_then(|running| {
-            hooks::on_create(&request.spec, &manage::describe(&container)?)?;
-            match &args.pid_file {
-                Some(path) => write_pid(path, running.monitor_pid),
-                None => Ok(()),
-            }
-        });
-    match made {
-        Ok(()) => Ok(container),
-        Err(error) => {
-            if let Err(remains) = container.remove(true) {
-                let remains = anyhow::Error::from(remains);
-                log.warn(&remains.context(format!("cannot remove container {id}")));
-            }
-            Err(error.context("container create failed"))
+    let made = lifecycle::make(engine, &request, streams, pid_file, |error| log.warn(error));
+    made.map_err(|error| match error.downcast_ref() {
+        Some(EngineError::Store(StoreError::NameInUse { .. })) => {
+            anyhow!("container with id exists: {}", args.id)
         }
-    }
-}
-
-fn running(container: &Container) -> anyhow::Result<Running> {
-    match container.status()? {
-        Status::Running(running) => Ok(running),
-        Status::Exited(record) => bail!(
-            record
-                .error
-                .unwrap_or_else(|| "the container ended before it was started".to_owned())
-        ),
-        Status::Created | Status::Starting => bail!("the container is still being made"),
-    }
+        _ => error.context("container create failed"),
+    })
 }
 
 /// Written whole or not at all: engines read it as soon as it is there.
@@ -91,16 +62,6 @@ pub(crate) fn start(engine: &Engine, id: &str, log: &Log) -> anyhow::Result<u8> 
         Status::Running(_) => bail!("cannot start an already running container"),
         Status::Created | Status::Starting => bail!("the container is still being made"),
     }
-    release(&container, log)?;
+    lifecycle::release(&container, |error| log.warn(error))?;
     Ok(0)
-}
-
-pub(crate) fn release(container: &Container, log: &Log) -> anyhow::Result<()> {
-    container.release()?;
-    let state = manage::describe(container)?;
-    if let Err(error) = hooks::on_start(&container.plan().spec, &state) {
-        // The spec has it logged and the container go on.
-        log.warn(&error);
-    }
-    Ok(())
 }

@@ -6,13 +6,11 @@
 #![forbid(unsafe_code)]
 
 mod args;
-mod bundle;
 mod console;
 mod create;
 mod events;
 mod exec;
 mod features;
-mod hooks;
 mod log;
 mod manage;
 mod run;
@@ -90,7 +88,7 @@ fn version() -> anyhow::Result<u8> {
         std::io::stdout(),
         "hull-oci version {}\nspec: {}",
         env!("CARGO_PKG_VERSION"),
-        manage::SPEC_VERSION
+        hull_shim::features::SPEC_VERSION
     )?;
     Ok(0)
 }

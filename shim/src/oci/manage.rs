@@ -4,14 +4,11 @@ use std::io::{Write, stdout};
 
 use anyhow::{anyhow, bail};
 use hull_sandbox::{Container, Engine, EngineError, Phase, Status, parse_signal};
+use hull_shim::lifecycle::{self, describe};
 use serde_json::{Value, json};
 
 use crate::args::{DeleteArgs, KillArgs, ListArgs};
-use crate::hooks;
 use crate::log::Log;
-
-/// The version of the runtime spec that is spoken.
-pub(crate) const SPEC_VERSION: &str = "1.2.0";
 
 /// The container with this id, or the words by which engines know that there is none.
 pub(crate) fn find(engine: &Engine, id: &str) -> anyhow::Result<Container> {
@@ -28,38 +25,6 @@ fn find_if_any(engine: &Engine, id: &str) -> anyhow::Result<Option<Container>> {
         Err(EngineError::Store(error)) if error.is_missing() => Ok(None),
         found => Ok(Some(found?)),
     }
-}
-
-/// A container's state as the runtime spec has it, with what runc adds.
-pub(crate) fn describe(container: &Container) -> anyhow::Result<Value> {
-    let plan = container.plan();
-    let (status, pid) = match container.status()? {
-        Status::Created | Status::Starting => ("creating", 0),
-        Status::Running(running) => {
-            let word = match running.phase {
-                Phase::Held => "created",
-                Phase::Running => "running",
-                Phase::Paused => "paused",
-            };
-            (word, running.monitor_pid)
-        }
-        Status::Exited(_) => ("stopped", 0),
-    };
-    let rootfs = match &plan.root {
-        hull_sandbox::PlannedRoot::Directory(path) => Some(path),
-        hull_sandbox::PlannedRoot::Overlay(_) => None,
-    };
-    Ok(json!({
-        "ociVersion": SPEC_VERSION,
-        "id": plan.id,
-        "pid": pid,
-        "status": status,
-        "bundle": plan.bundle,
-        "rootfs": rootfs,
-        "created": plan.created_at.to_string(),
-        "annotations": plan.labels,
-        "owner": "",
-    }))
 }
 
 /// Prints it.
@@ -101,22 +66,8 @@ pub(crate) fn delete(engine: &Engine, args: &DeleteArgs, log: &Log) -> anyhow::R
     if !idle && !args.force {
         bail!("cannot delete container {} that is not stopped", args.id);
     }
-    remove(container, log)?;
+    lifecycle::remove(container, |error| log.warn(error))?;
     Ok(0)
-}
-
-/// Removes it and runs its last hooks.
-pub(crate) fn remove(container: Container, log: &Log) -> anyhow::Result<()> {
-    let mut state = describe(&container)?;
-    state["status"] = json!("stopped");
-    state["pid"] = json!(0);
-    let spec = container.plan().spec.clone();
-    container.remove(true)?;
-    if let Err(error) = hooks::on_delete(&spec, &state) {
-        // The spec has it logged.
-        log.warn(&error);
-    }
-    Ok(())
 }
 
 /// Lists the containers.

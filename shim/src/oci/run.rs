@@ -5,13 +5,14 @@ use std::thread;
 
 use anyhow::Context;
 use hull_sandbox::{Container, Engine, Stdio};
+use hull_shim::lifecycle;
 use rustix::termios::tcgetwinsize;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
 use signal_hook::iterator::Signals;
 
 use crate::args::RunArgs;
 use crate::console::Raw;
-use crate::create::{make, release};
+use crate::create::make;
 use crate::log::Log;
 use crate::{console, manage};
 
@@ -27,7 +28,7 @@ pub(crate) fn run(engine: &Engine, args: &RunArgs, log: &Log) -> anyhow::Result<
     let raw = (container.plan().tty && !args.detach)
         .then(Raw::enter)
         .transpose()?;
-    if let Err(error) = release(&container, log) {
+    if let Err(error) = lifecycle::release(&container, |error| log.warn(error)) {
         let _ = container.remove(true);
         return Err(error);
     }
@@ -54,7 +55,7 @@ pub(crate) fn run(engine: &Engine, args: &RunArgs, log: &Log) -> anyhow::Result<
     drop(raw);
     let record = record?;
     if !args.keep {
-        manage::remove(container, log)?;
+        lifecycle::remove(container, |error| log.warn(error))?;
     }
     Ok(record.code)
 }

@@ -14,7 +14,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
 
 /// Refuses a bundle with hooks that can't be run.
-pub(crate) fn check(spec: &Spec) -> anyhow::Result<()> {
+pub fn check(spec: &Spec) -> anyhow::Result<()> {
     let hooks = spec.hooks().as_ref();
     let inside = hooks.and_then(|hooks| hooks.start_container().as_ref());
     if inside.is_some_and(|hooks| !hooks.is_empty()) {
@@ -26,7 +26,7 @@ pub(crate) fn check(spec: &Spec) -> anyhow::Result<()> {
 }
 
 /// Runs the hooks of a container that is made and not started.
-pub(crate) fn on_create(spec: &Spec, state: &Value) -> anyhow::Result<()> {
+pub fn on_create(spec: &Spec, state: &Value) -> anyhow::Result<()> {
     let Some(hooks) = spec.hooks() else {
         return Ok(());
     };
@@ -36,7 +36,7 @@ pub(crate) fn on_create(spec: &Spec, state: &Value) -> anyhow::Result<()> {
 }
 
 /// Runs the hooks of a container whose command runs.
-pub(crate) fn on_start(spec: &Spec, state: &Value) -> anyhow::Result<()> {
+pub fn on_start(spec: &Spec, state: &Value) -> anyhow::Result<()> {
     match spec.hooks() {
         Some(hooks) => run_all("poststart", hooks.poststart(), state),
         None => Ok(()),
@@ -44,7 +44,7 @@ pub(crate) fn on_start(spec: &Spec, state: &Value) -> anyhow::Result<()> {
 }
 
 /// Runs the hooks of a container that is removed.
-pub(crate) fn on_delete(spec: &Spec, state: &Value) -> anyhow::Result<()> {
+pub fn on_delete(spec: &Spec, state: &Value) -> anyhow::Result<()> {
     match spec.hooks() {
         Some(hooks) => run_all("poststop", hooks.poststop(), state),
         None => Ok(()),

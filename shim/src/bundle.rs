@@ -12,7 +12,7 @@ use oci_spec::runtime::Spec;
 const MAX_CONFIG: u64 = 4 << 20;
 
 /// Reads the bundle in `directory`, or in the working directory.
-pub(crate) fn read(id: &str, directory: Option<&Path>) -> anyhow::Result<BundleRequest> {
+pub fn read(id: &str, directory: Option<&Path>) -> anyhow::Result<BundleRequest> {
     let directory = directory.unwrap_or(Path::new("."));
     let bundle = directory
         .canonicalize()
