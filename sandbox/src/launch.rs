@@ -166,7 +166,7 @@ pub(crate) fn launch(
             .stderr(own.stderr.try_clone()?),
         _ => command.stdin(null()).stdout(null()).stderr(null()),
     };
-    let child = sys::spawn(&mut command, &descriptors)?;
+    let child = sys::spawn_in_session(&mut command, &descriptors)?;
     // From here on they are the monitor's alone.
     drop((said, lock, streams));
     Ok(Launched {

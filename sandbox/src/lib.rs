@@ -58,4 +58,5 @@ pub use signal::{SignalError, parse_signal, signal_name};
 pub use state::{ExitRecord, Phase, Running, Status};
 pub use store::{Entry, Store, StoreError};
 pub use stream::{ProcessStream, StreamError, StreamReceiver, StreamSender};
+pub use sys::spawn_in_session;
 pub use template::{TemplateError, TemplateInfo, Templates};

@@ -68,6 +68,12 @@ impl ProcessStream {
         self.receiver.receive()
     }
 
+    /// Another hold on the half that talks to the process.
+    #[must_use]
+    pub fn sender(&self) -> StreamSender {
+        self.sender.clone()
+    }
+
     /// One half for each direction, to be used from different threads.
     #[must_use]
     pub fn split(self) -> (StreamSender, StreamReceiver) {

@@ -26,7 +26,13 @@ const ABOVE: RawFd = 16;
 
 /// Starts `command` in a session of its own with `descriptors` at 3, 4, 5… and nothing else
 /// but its standard streams.
-pub(crate) fn spawn(command: &mut Command, descriptors: &[BorrowedFd<'_>]) -> io::Result<Child> {
+///
+/// # Errors
+/// If there are no more descriptors or processes, or the command can't be executed.
+pub fn spawn_in_session(
+    command: &mut Command,
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<Child> {
     let high = descriptors
         .iter()
         .map(|descriptor| rustix::io::fcntl_dupfd_cloexec(descriptor, ABOVE))
@@ -72,7 +78,7 @@ fn close_on_exec_from(first: RawFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes the descriptors that [`spawn`] handed on. To be called once, before any other
+/// Takes the descriptors that [`spawn_in_session`] handed on. To be called once, before any other
 /// descriptor is opened.
 pub(crate) fn inherited(count: usize) -> io::Result<Vec<OwnedFd>> {
     let mut descriptors = Vec::new();

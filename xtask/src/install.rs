@@ -13,6 +13,7 @@ pub(crate) fn run(prefix: &Path) -> Result<()> {
     for (file, mode) in [
         ("bin/hull", "755"),
         ("bin/hull-oci", "755"),
+        ("bin/containerd-shim-hull-v2", "755"),
         ("lib/hull/hull-monitor", "755"),
         ("lib/hull/vmlinux", "644"),
         ("lib/hull/initrd", "644"),

@@ -22,7 +22,7 @@ const AGENT_TARGET: &str = "x86_64-unknown-linux-gnu";
 const AGENT_FLAGS: &str = "-C target-feature=+crt-static -C relocation-model=static";
 
 /// What people and engines run.
-const PROGRAMS: &[&str] = &["hull", "hull-oci"];
+const PROGRAMS: &[&str] = &["hull", "hull-oci", "containerd-shim-hull-v2"];
 
 /// Builds whatever is out of date and returns the prefix that holds it.
 pub(crate) fn stage() -> Result<PathBuf> {

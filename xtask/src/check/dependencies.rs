@@ -58,11 +58,17 @@ const AGENT_CRATES: usize = 40;
 /// Crates that stand in the lock file in more than one version, each because two of our
 /// dependencies disagree. Anything else that doubles is a defect to mend here.
 const DOUBLED: &[&str] = &[
-    "base64",    // docker_credential, and reqwest
-    "bitflags",  // fuse-backend-rs is a major version behind everybody
-    "getrandom", // ring, and tempfile with proptest
-    "mio",       // fuse-backend-rs, and tokio
-    "syn",       // older derive macros, and newer ones
+    "base64",         // docker_credential, and reqwest
+    "bitflags",       // fuse-backend-rs is a major version behind everybody
+    "getrandom",      // ring, and tempfile with proptest
+    "linux-raw-sys",  // rustix's own, twice as it is
+    "memoffset",      // nix's own, twice as it is
+    "mio",            // fuse-backend-rs, and tokio
+    "nix",            // fuse-backend-rs, and ttrpc
+    "rustix",         // the search for protoc in ttrpc's build, which needs none, and everybody
+    "syn",            // older derive macros, and newer ones
+    "thiserror",      // ttrpc is a major version behind everybody
+    "thiserror-impl", // thiserror's own, twice as it is
 ];
 
 pub(super) fn check() -> Result<()> {

@@ -1,0 +1,116 @@
+//! Statistics in containerd's form: cgroup v2's own numbers, of the container's cgroup in its
+//! guest.
+
+use containerd_shim_protos::cgroups_v2::metrics::{
+    CPUStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PidsStat,
+};
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{Message, MessageField};
+use hull_sandbox::CgroupStats;
+
+/// The message's name.
+const NAME: &str = "io.containerd.cgroups.v2.Metrics";
+/// How no limit is written.
+const NO_LIMIT: u64 = u64::MAX;
+
+/// A message with these numbers.
+pub(crate) fn of(stats: &CgroupStats) -> Any {
+    let (cpu, events) = (&stats.cpu, &stats.memory_events);
+    let metrics = Metrics {
+        pids: MessageField::some(PidsStat {
+            current: stats.pids.current,
+            limit: stats.pids.limit.unwrap_or(NO_LIMIT),
+            ..PidsStat::default()
+        }),
+        cpu: MessageField::some(CPUStat {
+            usage_usec: cpu.usage_usec,
+            user_usec: cpu.user_usec,
+            system_usec: cpu.system_usec,
+            nr_periods: cpu.nr_periods,
+            nr_throttled: cpu.nr_throttled,
+            throttled_usec: cpu.throttled_usec,
+            ..CPUStat::default()
+        }),
+        memory: MessageField::some(memory(stats)),
+        memory_events: MessageField::some(MemoryEvents {
+            low: events.low,
+            high: events.high,
+            max: events.max,
+            oom: events.oom,
+            oom_kill: events.oom_kill,
+            ..MemoryEvents::default()
+        }),
+        io: MessageField::some(io(stats)),
+        ..Metrics::default()
+    };
+    Any {
+        type_url: NAME.to_owned(),
+        // Nothing of it can fail to be written: no field is required.
+        value: metrics.write_to_bytes().unwrap_or_default(),
+        ..Any::default()
+    }
+}
+
+fn memory(stats: &CgroupStats) -> MemoryStat {
+    let (memory, stat) = (&stats.memory, &stats.memory.stat);
+    MemoryStat {
+        anon: stat.anon,
+        file: stat.file,
+        kernel_stack: stat.kernel_stack,
+        slab: stat.slab,
+        sock: stat.sock,
+        shmem: stat.shmem,
+        file_mapped: stat.file_mapped,
+        file_dirty: stat.file_dirty,
+        file_writeback: stat.file_writeback,
+        anon_thp: stat.anon_thp,
+        inactive_anon: stat.inactive_anon,
+        active_anon: stat.active_anon,
+        inactive_file: stat.inactive_file,
+        active_file: stat.active_file,
+        unevictable: stat.unevictable,
+        slab_reclaimable: stat.slab_reclaimable,
+        slab_unreclaimable: stat.slab_unreclaimable,
+        pgfault: stat.pgfault,
+        pgmajfault: stat.pgmajfault,
+        workingset_refault: stat
+            .workingset_refault_anon
+            .saturating_add(stat.workingset_refault_file),
+        workingset_activate: stat
+            .workingset_activate_anon
+            .saturating_add(stat.workingset_activate_file),
+        workingset_nodereclaim: stat.workingset_nodereclaim,
+        pgrefill: stat.pgrefill,
+        pgscan: stat.pgscan,
+        pgsteal: stat.pgsteal,
+        pgactivate: stat.pgactivate,
+        pgdeactivate: stat.pgdeactivate,
+        pglazyfree: stat.pglazyfree,
+        pglazyfreed: stat.pglazyfreed,
+        thp_fault_alloc: stat.thp_fault_alloc,
+        thp_collapse_alloc: stat.thp_collapse_alloc,
+        usage: memory.usage,
+        usage_limit: memory.limit.unwrap_or(NO_LIMIT),
+        max_usage: memory.peak,
+        swap_usage: memory.swap_usage,
+        swap_limit: memory.swap_limit.unwrap_or(NO_LIMIT),
+        swap_max_usage: memory.swap_peak,
+        ..MemoryStat::default()
+    }
+}
+
+fn io(stats: &CgroupStats) -> IOStat {
+    let entries = stats.io.iter().map(|device| IOEntry {
+        major: device.major,
+        minor: device.minor,
+        rbytes: device.rbytes,
+        wbytes: device.wbytes,
+        rios: device.rios,
+        wios: device.wios,
+        ..IOEntry::default()
+    });
+    IOStat {
+        usage: entries.collect(),
+        ..IOStat::default()
+    }
+}
