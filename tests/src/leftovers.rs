@@ -10,7 +10,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 /// Hull's own processes on the host.
-const PROGRAMS: [&str; 3] = ["hull", "hull-monitor", "hull-oci"];
+const PROGRAMS: [&str; 4] = [
+    "hull",
+    "hull-monitor",
+    "hull-oci",
+    "containerd-shim-hull-v2",
+];
 const CGROUPS: &str = "/sys/fs/cgroup/hull";
 
 /// Where one Hull keeps things, and the ids of the containers it ever had.

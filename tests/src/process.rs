@@ -359,6 +359,26 @@ impl Running {
         }
     }
 
+    /// Waits this long at most for its stdout to hold `text`; says whether it does.
+    #[must_use]
+    pub fn says_within(&mut self, text: &str, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        while !holds(&self.output.stdout, text) && !self.ended {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.events.recv_timeout(left) {
+                Ok(event) => self.take(event),
+                Err(_) => return false,
+            }
+        }
+        holds(&self.output.stdout, text)
+    }
+
+    /// What it has said so far, as text.
+    #[must_use]
+    pub fn said(&self) -> String {
+        self.output.text()
+    }
+
     /// Waits until its stderr holds `text`.
     ///
     /// # Panics
@@ -403,16 +423,22 @@ impl Running {
     fn receive(&mut self) {
         let left = self.deadline.saturating_duration_since(Instant::now());
         match self.events.recv_timeout(left) {
-            Ok(Event::Stdout(data)) => self.output.stdout.extend(data),
-            Ok(Event::Stderr(data)) => self.output.stderr.extend(data),
-            Ok(Event::Ended(code)) => {
-                self.output.code = code;
-                self.ended = true;
-            }
+            Ok(event) => self.take(event),
             Err(RecvTimeoutError::Timeout) => {
                 panic!("{} took too long: {:?}", self.name, self.output.all())
             }
             Err(RecvTimeoutError::Disconnected) => panic!("{}: its reader ended", self.name),
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Stdout(data) => self.output.stdout.extend(data),
+            Event::Stderr(data) => self.output.stderr.extend(data),
+            Event::Ended(code) => {
+                self.output.code = code;
+                self.ended = true;
+            }
         }
     }
 }

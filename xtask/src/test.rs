@@ -31,6 +31,8 @@ const TOOLS: &[(&str, &str)] = &[
     ("ip", "iproute2"),
     ("iptables", "iptables"),
     ("/usr/lib/podman/netavark", "netavark"),
+    ("containerd", "containerd"),
+    ("runc", "runc"),
     (
         "/etc/containers/policy.json",
         "golang-github-containers-common",
