@@ -201,11 +201,12 @@ fn what_a_guest_cannot_have_is_refused() {
         "{why}"
     );
     ip("route del 10.5.0.0/16");
-    for number in 0..256 {
+    for number in 0..hull_proto::MAX_NETWORK_ENTRIES {
         ip(&format!("route add 10.6.{number}.0/24 dev x0"));
     }
     let why = refused(read(&mut socket()));
-    assert!(why.contains("more than the 256"), "{why}");
+    let limit = format!("more than the {}", hull_proto::MAX_NETWORK_ENTRIES);
+    assert!(why.contains(&limit), "{why}");
     ip("tuntap add t0 mode tun
         link set t0 up");
     let why = refused(read(&mut socket()));

@@ -9,7 +9,7 @@ pub const MAX_INTERFACES: usize = 8;
 
 /// Most addresses, routes and neighbours of a guest's interfaces, all counted. With these, a
 /// setup fits the control stream's line.
-pub const MAX_NETWORK_ENTRIES: usize = 256;
+pub const MAX_NETWORK_ENTRIES: usize = 192;
 
 /// One network card of the guest, and all that its kernel is to know of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
