@@ -215,17 +215,25 @@ fn spawn(wanted: &Wanted, listener: UnixListener) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A shim is a little likelier to be killed than containerd, and not at all likely. Without the
-/// right to say so, it is as likely as its containers.
+/// A shim is a little likelier to be killed than containerd, and not at all likely.
 fn adjust_score(shim: u32) {
-    let file = |pid: u32| format!("/proc/{pid}/oom_score_adj");
     let parent = getppid().and_then(|pid| u32::try_from(pid.as_raw_nonzero().get()).ok());
     let score = parent
-        .and_then(|pid| fs::read_to_string(file(pid)).ok())
+        .and_then(|pid| fs::read_to_string(score_file(pid)).ok())
         .and_then(|text| text.trim().parse::<i32>().ok());
     if let Some(score) = score {
-        let _ = fs::write(file(shim), (score + 1).min(MAX_SCORE).to_string());
+        set_score(shim, (score + 1).min(MAX_SCORE));
     }
+}
+
+/// Says how likely a process is to be killed when the host's memory is short. Without the right
+/// to say so, it is as likely as who started it.
+pub(crate) fn set_score(pid: u32, score: i32) {
+    let _ = fs::write(score_file(pid), score.to_string());
+}
+
+fn score_file(pid: u32) -> String {
+    format!("/proc/{pid}/oom_score_adj")
 }
 
 /// Written whole or not at all: containerd reads it when it comes back.

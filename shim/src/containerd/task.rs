@@ -20,6 +20,7 @@ use hull_shim::{bundle, lifecycle};
 use oci_spec::runtime::{LinuxResources, Process as OciProcess};
 use rustix::process::{Pid, WaitOptions, waitpid};
 
+use crate::bootstrap;
 use crate::events::Events;
 use crate::fault::{Answer, Fault};
 use crate::process::{Exit, Held, Phase, Process};
@@ -100,6 +101,10 @@ impl Task {
             },
             |running| {
                 pid = running.monitor_pid;
+                // Not the shim's own, which nobody would kill for the container's memory.
+                let process = bundle.spec.process().as_ref();
+                let score = process.and_then(OciProcess::oom_score_adj);
+                bootstrap::set_score(pid, score.unwrap_or(0));
                 Ok(())
             },
             |error| log::warn!("{error:#}"),

@@ -223,8 +223,9 @@ fn start_by_message(bundle: &Bundle<'_>) -> TaskClient {
     TaskClient::new(Client::connect(&result.address).unwrap())
 }
 
-/// Runs it to its end, with calls that come too early and too late; what its end was.
-fn live(client: &TaskClient, request: &CreateTaskRequest) -> u32 {
+/// Runs it to its end, which is `go`'s to begin, with calls that come too early and too late; what
+/// its end was.
+fn live(client: &TaskClient, request: &CreateTaskRequest, go: impl FnOnce()) -> u32 {
     let id = request.id.clone();
     let created = client.create(patient(), request).unwrap();
     assert_eq!(
@@ -258,19 +259,19 @@ fn live(client: &TaskClient, request: &CreateTaskRequest) -> u32 {
     };
     client.update(patient(), &update).unwrap();
     assert_eq!(limit(client), 77);
-    let kill = KillRequest {
-        id: id.clone(),
-        signal: 15,
-        ..KillRequest::default()
-    };
-    client.kill(patient(), &kill).unwrap();
+    go();
     let wait = WaitRequest {
-        id,
+        id: id.clone(),
         ..WaitRequest::default()
     };
     let code = client.wait(patient(), &wait).unwrap().exit_status;
     let (_, words) = refusal(client.start(patient(), &start));
     assert_eq!(words, "cannot start a stopped process");
+    let kill = KillRequest {
+        id,
+        signal: 15,
+        ..KillRequest::default()
+    };
     let gone = "process already finished: not found".to_owned();
     let refused = refusal(client.kill(patient(), &kill));
     assert_eq!(refused, (Code::NOT_FOUND, gone));
@@ -281,7 +282,7 @@ fn live(client: &TaskClient, request: &CreateTaskRequest) -> u32 {
 fn calls_have_their_places_and_events_wait_to_be_heard() {
     let Some(hull) = Hull::new() else { return };
     let bundle = Bundle::new(&hull, "good");
-    bundle.configure("trap 'exit 9' TERM; while :; do sleep 0.1; done");
+    bundle.configure("until [ -e /go ]; do sleep 0.1; done; exit 9");
     let tree = hull.path().join("tree");
     Image::new().unpack(&tree);
     let client = start_by_message(&bundle);
@@ -292,7 +293,8 @@ fn calls_have_their_places_and_events_wait_to_be_heard() {
         options: vec!["rbind".to_owned(), "ro".to_owned()],
         ..Mount::default()
     });
-    assert_eq!(live(&client, &request), 9);
+    let go = || fs::write(tree.join("go"), "").unwrap();
+    assert_eq!(live(&client, &request, go), 9);
     // Nobody has heard anything until now.
     let (_server, heard) = listen(&bundle.ear.path().join("events"));
     for word in ["create", "start", "exit"] {

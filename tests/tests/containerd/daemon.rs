@@ -14,6 +14,8 @@ use rustix::process::Signal;
 pub(crate) const IMAGE: &str = "docker.io/library/busybox:test";
 /// Where shims listen.
 const SOCKETS: &str = "/run/containerd/s";
+/// Where `ctr` wants the cgroups of the containers of its namespace.
+const CGROUPS: &str = "/sys/fs/cgroup/default";
 /// How long a containerd may live whose test doesn't end it.
 const LIFE: Duration = Duration::from_secs(900);
 const STEP: Duration = Duration::from_millis(300);
@@ -175,6 +177,8 @@ impl<'a> Daemon<'a> {
             assert!(!bundle.exists(), "{} is left", bundle.display());
             let socket = self.socket(id);
             assert!(!socket.exists(), "{} of {id} is left", socket.display());
+            let cgroup = Path::new(CGROUPS).join(id);
+            assert!(!cgroup.exists(), "{} is left", cgroup.display());
         }
         let root = self.hull.path().join("hull-containerd/default");
         for directory in ["containers", "names", "run"] {

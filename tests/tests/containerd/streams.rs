@@ -35,7 +35,10 @@ fn foreground(daemon: &Daemon<'_>) {
 }
 
 fn terminal(daemon: &Daemon<'_>) {
-    let script = "stty size; read line; echo got $line; exit 4";
+    // The size comes when the process runs already.
+    let sized = "until stty size 2>&1 | grep '30 100'; do sleep 0.1; done";
+    let script = format!("{sized}; read line; echo got $line; exit 4");
+    let script = script.as_str();
     let [own, runc] = ["tty", "tty-runc"].map(|id| {
         let mut running = daemon
             .run(id, &["--rm", "-t"], &["sh", "-c", script])
