@@ -152,6 +152,12 @@ fn limits_are_seen_and_change_while_the_container_runs() {
     run.write("\n");
     run.await_stdout("67108864\n20\n80000 100000\nshown\n");
     assert_eq!(bundle.host("cpu.max"), "80000 100000\n");
+    // Which processors are meant are the host's.
+    bundle
+        .about(&["update", "--cpuset-cpus", "0"])
+        .output()
+        .ok();
+    assert_eq!(bundle.host("cpuset.cpus"), "0\n");
     let more = json!({"memory": {"limit": 100 << 20}, "pids": {"limit": -1}}).to_string();
     bundle
         .about(&["update", "--resources", "-"])
@@ -287,7 +293,7 @@ fn memory_that_runs_out_in_the_guest_is_an_event_and_a_137() {
 #[test]
 fn dockers_commands_say_the_same() {
     let Some(hull) = Hull::new() else { return };
-    let (_log, cgroup) = half(&hull, "echo up; sleep 1000");
+    let (_log, cgroup) = half(&hull, "sleep 1000 & echo up; wait");
     let format = "{{.Name}} {{.MemUsage}} {{.PIDs}}";
     let stats = hull
         .cmd(["stats", "--no-stream", "--format", format])

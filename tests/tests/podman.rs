@@ -8,6 +8,7 @@ use hull_tests::engine::Engine;
 use hull_tests::hull::Hull;
 use hull_tests::image;
 use hull_tests::process::Process;
+use rustix::process::Signal;
 
 #[test]
 fn a_command_runs_with_its_streams_and_its_code() {
@@ -92,6 +93,8 @@ fn a_container_is_on_podmans_own_network_and_its_port_is_published() {
     published.read_to_string(&mut page).unwrap();
     assert!(page.ends_with("from-the-guest\n"), "{page}");
     engine.podman(&["rm", "-f", "-t", "0", "n"]).output().ok();
+    // It follows for ever: the engine has no events to tell it of the end.
+    logs.signal(Signal::KILL);
     let said = logs.wait().text();
     let lines = [
         format!("own {address}\nfrom the host\n"),

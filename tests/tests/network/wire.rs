@@ -74,7 +74,9 @@ impl Wire {
             address add 10.8.0.2/24 dev eth0
             link set eth0 up
             address add fd07::2/64 dev lan0 nodad
-            route add default via 10.7.0.1",
+            route add default via 10.7.0.1
+            route add 198.51.100.0/24 via 10.7.0.1 mtu 1300
+            neighbour add 10.7.0.9 lladdr 02:00:00:00:00:09 dev lan0",
         );
         self.in_peer(
             "link set p1 up
@@ -124,9 +126,11 @@ impl Wire {
         })
     }
 
-    /// The interfaces of the guest's namespace, as they stand.
+    /// The interfaces of the guest's namespace, as they stand, but for whether the kernel still
+    /// makes sure of an address.
     pub(crate) fn interfaces(&self) -> String {
         self.pod_says("ip -details address")
+            .replace(" tentative", "")
     }
 }
 
