@@ -93,10 +93,11 @@ fn processes_are_told_page_by_page() {
     let id = fresh_name();
     // Command lines of 4 KiB: twenty of them are more than a page.
     let script = "long=$(head -c 4000 /dev/zero | tr '\\0' x); i=0
-        while [ $i -lt 20 ]; do sh -c 'sleep 100; :' $long & i=$((i+1)); done; echo up; wait";
+        while [ $i -lt 20 ]; do sh -c 'printf i; sleep 100; :' $long & i=$((i+1)); done; wait";
     let mut stream = guest.create(&id, guest.spec(script), false);
     let first = stream.started();
-    stream.read_until("up");
+    // Each has its own command line once it speaks.
+    stream.read_until(&"i".repeat(20));
     let (mut seen, mut pages, mut after) = (Vec::new(), 0, 0);
     loop {
         let id = id.clone();
