@@ -44,7 +44,8 @@ fn terminal(daemon: &Daemon<'_>) {
             .run(id, &["--rm", "-t"], &["sh", "-c", script])
             .tty(30, 100)
             .spawn();
-        running.await_stdout("30 100");
+        // The whole line, or the echo of what is typed comes into it.
+        running.await_stdout("30 100\r\r\n");
         running.write("typed\n");
         running.await_stdout("got typed");
         running.wait().all()
