@@ -1,11 +1,14 @@
 //! What a process holds of the host's memory, its guest's apart.
 //!
-//! Owns: reading `/proc/PID/smaps` (proc(5)). Refuses: to guess which mapping is the guest's
-//! by name: it is the largest, as guests here have more memory than any program maps.
+//! Owns: reading `/proc/PID/smaps` (proc(5)), and telling which mappings are the guest's: those
+//! around a template's file, of which the guest has given parts back; else the largest, as guests
+//! here have more memory than any program maps.
 
 use std::fs;
 
 use anyhow::{Context, Result};
+
+use crate::programs::MEMORY_MIB;
 
 /// One process, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -27,6 +30,7 @@ pub(crate) fn of(pid: u32) -> Result<Memory> {
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Mapping {
+    start: u64,
     size: u64,
     resident: u64,
     clean: u64,
@@ -35,7 +39,16 @@ struct Mapping {
 
 fn parse(text: &str) -> Memory {
     let mut mappings: Vec<Mapping> = Vec::new();
+    let (mut start, mut copied) = (0, None);
     for line in text.lines() {
+        if let Some(header) = Header::parse(line) {
+            start = header.start;
+            if header.of_template {
+                let base = header.start - header.offset;
+                copied = Some(base..base + (u64::from(MEMORY_MIB) << 20));
+            }
+            continue;
+        }
         let Some((key, value)) = line.split_once(':') else {
             continue;
         };
@@ -47,6 +60,7 @@ fn parse(text: &str) -> Memory {
         match (key, bytes, mappings.last_mut()) {
             // The first line of each mapping's block that has a size.
             ("Size", Some(size), _) => mappings.push(Mapping {
+                start,
                 size,
                 ..Mapping::default()
             }),
@@ -56,12 +70,37 @@ fn parse(text: &str) -> Memory {
             _ => {}
         }
     }
-    mappings.sort_by_key(|mapping| mapping.size);
-    let guest = mappings.pop().unwrap_or_default();
+    let largest = mappings.iter().max_by_key(|mapping| mapping.size);
+    let guest = copied.or_else(|| largest.map(|m| m.start..m.start + m.size));
+    let of_guest = |m: &&Mapping| guest.as_ref().is_some_and(|guest| guest.contains(&m.start));
+    let others = || mappings.iter().filter(|m| !of_guest(m));
     Memory {
-        private: mappings.iter().map(|m| m.clean + m.dirty).sum(),
-        dirty: mappings.iter().map(|m| m.dirty).sum(),
-        guest: guest.resident,
+        private: others().map(|m| m.clean + m.dirty).sum(),
+        dirty: others().map(|m| m.dirty).sum(),
+        guest: mappings.iter().filter(of_guest).map(|m| m.resident).sum(),
+    }
+}
+
+/// The first line of a mapping's block.
+struct Header {
+    start: u64,
+    /// Of its file.
+    offset: u64,
+    of_template: bool,
+}
+
+impl Header {
+    /// `start-end permissions offset device inode path`, the numbers in hexadecimal.
+    fn parse(line: &str) -> Option<Self> {
+        let mut words = line.split_whitespace();
+        let hex = |word: &str| u64::from_str_radix(word, 16).ok();
+        let (start, _end) = words.next()?.split_once('-')?;
+        let offset = hex(words.nth(1)?)?;
+        Some(Self {
+            start: hex(start)?,
+            offset,
+            of_template: line.contains("/templates/"),
+        })
     }
 }
 
@@ -73,9 +112,9 @@ mod tests {
     fn the_largest_mapping_is_the_guests() {
         let text = "5500-5600 r-xp 00000000 00:01 7  /hull-monitor\n\
             Size:    100 kB\nRss:   80 kB\nPrivate_Clean:  60 kB\nPrivate_Dirty:  4 kB\n\
-            7f00-7f90 rw-p 00000000 00:00 0\n\
+            7f0000000000-7f0010000000 rw-p 00000000 00:00 0\n\
             Size:   262144 kB\nRss:   30000 kB\nPrivate_Clean: 0 kB\nPrivate_Dirty: 30000 kB\n\
-            7fff-8000 rw-p 00000000 00:00 0  [stack]\n\
+            7fff00000000-7fff00021000 rw-p 00000000 00:00 0  [stack]\n\
             Size:    132 kB\nRss:   8 kB\nPrivate_Clean:  0 kB\nPrivate_Dirty:  8 kB\n";
         let expected = Memory {
             private: 72 << 10,
@@ -84,5 +123,31 @@ mod tests {
         };
         assert_eq!(parse(text), expected);
         assert_eq!(parse(""), Memory::default());
+    }
+
+    #[test]
+    fn what_lies_around_a_templates_file_is_the_guests() {
+        let block = |head: &str, dirty: u64| {
+            format!("{head}\nSize: 1000 kB\nRss: {dirty} kB\nPrivate_Dirty: {dirty} kB\n")
+        };
+        let text = [
+            block("50000000-58000000 rw-p 00000000 00:00 0", 1),
+            block(
+                "60000000-61000000 rw-p 00000000 00:01 7  /state/templates/0123",
+                20,
+            ),
+            block("61000000-78000000 rw-p 00000000 00:00 0", 300),
+            block(
+                "78000000-80000000 rw-p 18000000 00:01 7  /state/templates/0123",
+                4000,
+            ),
+            block("80000000-80021000 rw-p 00000000 00:00 0", 50_000),
+        ];
+        let expected = Memory {
+            private: 50_001 << 10,
+            dirty: 50_001 << 10,
+            guest: 4320 << 10,
+        };
+        assert_eq!(parse(&text.concat()), expected);
     }
 }

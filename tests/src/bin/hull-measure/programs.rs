@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 /// Memory of each guest, MiB: Hull's own default.
-const MEMORY_MIB: u32 = 512;
+pub(crate) const MEMORY_MIB: u32 = 512;
 
 /// As Hull's own command line (`kernel-config/README.md` says why each word), but for the way to
 /// restart: this machine has no keyboard controller, and a triple fault ends it.
