@@ -26,6 +26,14 @@ fn run(hull: &Hull, wire: &Wire, script: &str) -> Process {
     hull.cmd(words.into_iter().chain([&*image, "sh", "-c", script]))
 }
 
+/// Starts a container that does nothing by itself.
+fn idle(hull: &Hull, wire: &Wire, name: &str) {
+    let words = ["run", "-d", "--name", name, "--network", &wire.network()];
+    let image = hull.image();
+    let command = [&*image, "sleep", "999"];
+    hull.cmd(words.into_iter().chain(command)).output().ok();
+}
+
 /// The lines between `### NAME` and the next such line.
 fn section<'a>(text: &'a str, name: &str) -> &'a str {
     let mark = format!("### {name}\n");
@@ -155,18 +163,7 @@ fn a_monitor_that_is_killed_leaves_the_namespace_as_it_was() {
     let wire = Wire::new();
     let before = wire.interfaces();
     let (network, image) = (wire.network(), hull.image());
-    let words = [
-        "run",
-        "-d",
-        "--name",
-        "k",
-        "--network",
-        &network,
-        &image,
-        "sleep",
-        "999",
-    ];
-    hull.cmd(words).output().ok();
+    idle(&hull, &wire, "k");
     let ping = ["exec", "k", "ping", "-c1", "-w20", "10.7.0.1"];
     hull.cmd(ping).output().ok();
     assert_ne!(wire.interfaces(), before);
@@ -202,19 +199,7 @@ fn a_monitor_that_is_killed_leaves_the_namespace_as_it_was() {
 fn an_interface_or_a_namespace_that_goes_away_leaves_a_guest_that_runs() {
     let Some(hull) = Hull::new() else { return };
     let wire = Wire::new();
-    let (network, image) = (wire.network(), hull.image());
-    let words = [
-        "run",
-        "-d",
-        "--name",
-        "c",
-        "--network",
-        &network,
-        &image,
-        "sleep",
-        "999",
-    ];
-    hull.cmd(words).output().ok();
+    idle(&hull, &wire, "c");
     wire.in_pod("link del hull0");
     let ticks = || {
         let threads: Vec<_> = hull
