@@ -13,6 +13,7 @@ mod working_set;
 
 pub use self::working_set::{Observer, WorkingSet};
 
+use std::ffi::c_void;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -28,6 +29,8 @@ use crate::spec::{MemoryBacking, MemorySpec};
 /// Guest RAM as devices see it: shared, cheap to clone, every access checked.
 pub type GuestRam = Arc<GuestMemoryMmap>;
 
+/// Bytes of a page.
+const PAGE: u64 = 4096;
 /// Where low RAM ends and the MMIO gap begins.
 pub const GAP_START: u64 = 3 << 30;
 /// Where the MMIO gap ends and high RAM begins.
@@ -144,21 +147,19 @@ fn prefer_huge_pages(region: &GuestRegionMmap) {
 /// # Errors
 /// If the range isn't in `memory`, or the host refuses.
 pub fn discard(memory: &GuestRam, address: GuestAddress, length: u32) -> io::Result<()> {
-    const PAGE: u64 = 4096;
     let Some(begin) = address.0.checked_next_multiple_of(PAGE) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
     let end = (address.0.saturating_add(length.into())) & !(PAGE - 1);
-    let length = match usize::try_from(end.saturating_sub(begin)) {
-        Ok(0) | Err(_) => return Ok(()),
-        Ok(length) => length,
-    };
-    let begin = GuestAddress(begin);
-    let (Ok(pages), Some(region)) = (memory.get_slice(begin, length), memory.find_region(begin))
-    else {
+    if end <= begin {
+        return Ok(());
+    }
+    let (Some((start, length)), Some(region)) = (
+        host_range(memory, &(begin..end)),
+        memory.find_region(GuestAddress(begin)),
+    ) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
-    let start = pages.ptr_guard_mut().as_ptr().cast();
     if region.file_offset().is_some() && region.flags() & libc::MAP_PRIVATE != 0 {
         // Let go of, a page of the template would show what the template holds.
         let (access, fresh) = (
@@ -176,6 +177,15 @@ pub fn discard(memory: &GuestRam, address: GuestAddress, length: u32) -> io::Res
     };
     // SAFETY: the range lies in one mapping of `memory`, whose content is the guest's, which asked.
     Ok(unsafe { rustix::mm::madvise(start, length, advice) }?)
+}
+
+/// Where a range of whole pages lies in this process; nothing if it isn't all in one region.
+fn host_range(memory: &GuestRam, range: &Range<u64>) -> Option<(*mut c_void, usize)> {
+    let length = usize::try_from(range.end.checked_sub(range.start)?).ok()?;
+    let aligned = range.start.is_multiple_of(PAGE) && range.end.is_multiple_of(PAGE);
+    let slice = memory.get_slice(GuestAddress(range.start), length).ok()?;
+    let start = slice.ptr_guard_mut().as_ptr();
+    (aligned && length > 0).then_some((start.cast(), length))
 }
 
 fn memory_file(size_bytes: u64) -> Result<File, MemoryError> {

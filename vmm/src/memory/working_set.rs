@@ -14,11 +14,10 @@ use std::os::unix::fs::FileExt;
 
 use rustix::ioctl::{self, Updater, opcode};
 use rustix::mm::{Advice, UserfaultfdFlags, userfaultfd};
-use vm_memory::{Address, GuestAddress, GuestMemory, GuestMemoryRegion};
+use vm_memory::{Address, GuestMemory, GuestMemoryRegion};
 
-use super::GuestRam;
+use super::{GuestRam, PAGE, host_range};
 
-const PAGE: u64 = 4096;
 /// Bytes of an entry of `/proc/PID/pagemap`, and how many are read at once.
 const ENTRY: usize = 8;
 const ENTRIES: usize = 8192;
@@ -167,19 +166,11 @@ impl WorkingSet {
     }
 }
 
-fn host_range(memory: &GuestRam, range: &Range<u64>) -> Option<(*mut std::ffi::c_void, usize)> {
-    let length = usize::try_from(range.end.checked_sub(range.start)?).ok()?;
-    let aligned = range.start.is_multiple_of(PAGE) && range.end.is_multiple_of(PAGE);
-    let slice = memory.get_slice(GuestAddress(range.start), length).ok()?;
-    let start = slice.ptr_guard_mut().as_ptr();
-    (aligned && length > 0).then_some((start.cast(), length))
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Write;
 
-    use vm_memory::Bytes;
+    use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
     use crate::memory::map_ram;
