@@ -16,7 +16,7 @@ use crate::virtio::balloon::Balloon;
 use crate::virtio::block::Block;
 use crate::virtio::console::Console;
 use crate::virtio::device::DynDevice;
-use crate::virtio::fs::{Fs, FsExport, FsLimits, FsStats};
+use crate::virtio::fs::{Fs, FsExport, FsLimits, FsStats, Shares};
 use crate::virtio::net::{Net, Tap};
 use crate::virtio::rng::Rng;
 use crate::virtio::transport::{Board, QUEUE_NOTIFY, Slot};
@@ -35,6 +35,7 @@ pub(super) struct Devices {
     pub(super) slots: Vec<Arc<Slot>>,
     pub(super) vsock: Option<Connector>,
     pub(super) fs_stats: Option<Arc<FsStats>>,
+    pub(super) shares: Option<Shares>,
 }
 
 /// What the devices take from the host, taken one by one.
@@ -63,6 +64,7 @@ impl Devices {
                 let exports = std::mem::take(&mut supplies.fs_exports);
                 let fs = Fs::new(spec, exports, supplies.fs_limits).map_err(failed("fs"))?;
                 self.fs_stats = Some(fs.stats());
+                self.shares = Some(fs.shares());
                 Box::new(fs)
             }
             DeviceSpec::Vsock(vsock) => {

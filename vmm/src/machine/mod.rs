@@ -34,7 +34,7 @@ use crate::outcome::{Outcome, VmExit};
 use crate::spec::{Checked, VmSpec};
 use crate::vcpu::Vcpus;
 use crate::virtio::device::RestoreError;
-use crate::virtio::fs::{FsExport, FsLimits, FsStats};
+use crate::virtio::fs::{FsExport, FsLimits, FsStats, Shares};
 use crate::virtio::net::Tap;
 use crate::virtio::transport::Board;
 use crate::virtio::vsock::Connector;
@@ -124,6 +124,7 @@ pub struct Machine {
     pollers: Pollers,
     vsock: Option<Connector>,
     fs_stats: Option<Arc<FsStats>>,
+    shares: Option<Shares>,
     outcome: Arc<Outcome>,
     memory_file: Option<Arc<File>>,
     observer: Option<Observer>,
@@ -187,6 +188,7 @@ impl Machine {
             pollers,
             vsock: devices.vsock,
             fs_stats: devices.fs_stats,
+            shares: devices.shares,
             outcome,
             memory_file,
             observer: None,
@@ -337,6 +339,12 @@ impl Machine {
     #[must_use]
     pub fn fs_stats(&self) -> Option<&FsStats> {
         self.fs_stats.as_deref()
+    }
+
+    /// What changes the directories that the fs device shows.
+    #[must_use]
+    pub fn shares(&self) -> Option<&Shares> {
+        self.shares.as_ref()
     }
 
     /// What a machine that was restored without a [`Host::working_set`] has touched up to now;

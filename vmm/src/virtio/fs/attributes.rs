@@ -7,6 +7,7 @@
 
 use std::ffi::CStr;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fuse_backend_rs::abi::fuse_abi::{stat64, statvfs64};
@@ -138,7 +139,8 @@ impl Tree {
         let mut figures = Figures.statfs(ctx, id)?;
         let state = self.lock();
         let id = if id == ROOT {
-            self.exports.first().map_or(ROOT, |export| export.root)
+            let first = self.exports().iter().flatten().next().map(Arc::clone);
+            first.map_or(ROOT, |export| export.root)
         } else {
             id
         };

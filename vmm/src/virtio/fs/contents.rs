@@ -167,7 +167,9 @@ impl Tree {
     /// Writes back all that is dirty in the exports' file systems.
     pub(super) fn sync_all(&self) -> io::Result<()> {
         let state = self.lock();
-        for export in self.exports.iter().filter(|export| !export.read_only) {
+        let exports = self.exports();
+        let writable = exports.iter().flatten().filter(|export| !export.read_only);
+        for export in writable {
             let directory = self.reopen(
                 state.nodes.get(export.root)?,
                 OFlags::RDONLY | OFlags::DIRECTORY,

@@ -11,7 +11,7 @@ use rustix::fs::{FileType, OFlags, RawDir, SeekFrom};
 use rustix::io::Errno;
 
 use super::files::OpenFile;
-use super::nodes::ROOT;
+use super::nodes::{ROOT, root_attributes};
 use super::tree::{State, Tree};
 
 /// Bytes of names fetched from the host at once.
@@ -125,25 +125,21 @@ impl Tree {
 
     fn list_exports(&self, state: &mut State, listing: Listing, sink: Sink<'_>) -> io::Result<()> {
         let dots = [".", ".."].into_iter().map(|name| (name, None));
-        let exports = self
-            .exports
-            .iter()
-            .enumerate()
-            .map(|(index, export)| (export.name.as_str(), Some((index, export))));
+        let known = self.exports();
+        let exports = known.iter().flatten().flat_map(|export| {
+            let names = export.names.iter();
+            names.map(move |name| (name.as_str(), Some(export)))
+        });
         let skip = usize::try_from(listing.offset).unwrap_or(usize::MAX);
+        let own = root_attributes(known.iter().flatten().count()).st_ino;
         for (place, (name, export)) in dots.chain(exports).enumerate().skip(skip) {
             let mut entry = Entry::default();
-            let mut ino = self.root_attributes().st_ino;
-            if let Some((index, export)) = export {
-                let attributes = state.nodes.attributes_of(export.root)?;
-                ino = attributes.st_ino;
+            let mut ino = own;
+            if let Some(export) = export {
+                let told = self.export_entry(state, export)?;
+                ino = told.attr.st_ino;
                 if listing.plus {
-                    let seen = super::nodes::Seen {
-                        id: export.root,
-                        kind: FileType::Directory,
-                        attributes,
-                    };
-                    entry = self.entry(index, seen)?;
+                    entry = told;
                 }
             }
             let line = DirEntry {

@@ -129,6 +129,12 @@ impl Files {
         self.kept.retain(|(_, open)| open.node != node);
     }
 
+    /// Closes all that is open of a node, whose handles are nobody's from now on.
+    pub(super) fn close_all(&mut self, node: u64) {
+        self.handles.retain(|_, open| open.node != node);
+        self.forget(node);
+    }
+
     pub(super) fn clear(&mut self) {
         self.handles.clear();
         self.kept.clear();

@@ -134,9 +134,29 @@ impl fmt::Debug for Fs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Fs")
             .field("tag", &self.tag)
-            .field("exports", &self.tree.exports)
+            .field("exports", &self.tree.exports())
             .field("stats", &self.stats)
             .finish_non_exhaustive()
+    }
+}
+
+/// The directories that a device shows, to be added to and taken from while the guest runs.
+#[derive(Debug, Clone)]
+pub struct Shares(Arc<Tree>);
+
+impl Shares {
+    /// Shows more directories: all of them, or none.
+    ///
+    /// # Errors
+    /// As [`Fs::new`]; `EBUSY` if all that was shown when the guest mounted it is
+    /// [`CachePolicy::Always`]: such a guest doesn't ask again.
+    pub fn add(&self, exports: Vec<FsExport>) -> io::Result<()> {
+        self.0.add(exports)
+    }
+
+    /// Shows those with these names no longer, and closes all that the guest knows of them.
+    pub fn remove(&self, names: &[String]) {
+        self.0.hide(names);
     }
 }
 
@@ -160,6 +180,12 @@ impl Fs {
             tree,
             stats: Arc::default(),
         })
+    }
+
+    /// What changes the directories that are shown, from any thread.
+    #[must_use]
+    pub fn shares(&self) -> Shares {
+        Shares(Arc::clone(&self.tree))
     }
 
     /// The counts of requests, readable at any time.

@@ -121,9 +121,10 @@ impl Nodes {
         })
     }
 
-    /// Remembers an export's own directory for good.
+    /// Remembers an export's own directory for as long as it is one, beside all others.
     pub(super) fn pin(&mut self, export: usize, fd: OwnedFd) -> io::Result<u64> {
-        let seen = self.remember(export, fd)?;
+        self.limit += 1;
+        let seen = self.remember(export, fd).inspect_err(|_| self.limit -= 1)?;
         if let Some(node) = self.by_id.get_mut(&seen.id) {
             node.pinned = true;
         }
@@ -151,6 +152,25 @@ impl Nodes {
         self.by_identity.remove(&node.identity);
         self.by_id.remove(&id);
         true
+    }
+
+    /// Whether `directory` is the one that the node `id` is, whatever way led to it.
+    pub(super) fn is_at(&self, id: u64, directory: &OwnedFd) -> io::Result<bool> {
+        let known = self.get(id)?.identity;
+        let status = status(directory)?;
+        let device = (status.stx_dev_major, status.stx_dev_minor);
+        Ok((known.device, known.ino) == (device, status.stx_ino))
+    }
+
+    /// Forgets all that was reached through an export; what that was.
+    pub(super) fn drop_export(&mut self, export: usize) -> Vec<u64> {
+        let gone = self.by_id.extract_if(|_, node| node.export == export);
+        let gone: Vec<(u64, Node)> = gone.collect();
+        self.limit -= gone.iter().filter(|(_, node)| node.pinned).count();
+        for (_, node) in &gone {
+            self.by_identity.remove(&node.identity);
+        }
+        gone.into_iter().map(|(id, _)| id).collect()
     }
 
     /// Forgets all but the exports' own directories.

@@ -13,7 +13,8 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 use fuse_backend_rs::api::filesystem::{Entry, FsOptions};
 use rustix::fs::{FileType, Mode, OFlags};
@@ -35,16 +36,25 @@ enum Session {
         no_open: bool,
         /// Directories, too.
         no_opendir: bool,
+        /// Nobody else was to write to any export.
+        ours_alone: bool,
     },
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Export {
-    pub(super) name: String,
+    /// Where it is in the pseudo root; more than one if several were given the same directory.
+    pub(super) names: Vec<String>,
     pub(super) read_only: bool,
     pub(super) cache: CachePolicy,
     pub(super) root: u64,
+    /// It came while the guest ran, and may be gone at the next look.
+    passing: bool,
 }
+
+/// The exports by their indices, which nodes have. That of one that went is free again: nothing
+/// is left that was reached through it.
+pub(super) type Exports = Vec<Option<Arc<Export>>>;
 
 #[derive(Debug)]
 pub(super) struct State {
@@ -55,7 +65,7 @@ pub(super) struct State {
 
 #[derive(Debug)]
 pub(super) struct Tree {
-    pub(super) exports: Vec<Export>,
+    exports: RwLock<Exports>,
     own_descriptors: File,
     state: Mutex<State>,
 }
@@ -64,31 +74,108 @@ impl Tree {
     /// # Errors
     /// Names that can't be, names twice, directories that aren't.
     pub(super) fn new(exports: Vec<FsExport>, limits: FsLimits) -> io::Result<Self> {
-        let mut nodes = Nodes::new(limits.inodes.saturating_add(exports.len()));
-        let mut known: Vec<Export> = Vec::with_capacity(exports.len());
-        for (index, export) in exports.into_iter().enumerate() {
-            export.check()?;
-            if known.iter().any(|other| other.name == export.name) {
-                return Err(Errno::EXIST.into());
-            }
-            let root = nodes.pin(index, export.directory)?;
-            known.push(Export {
-                name: export.name,
-                read_only: export.read_only,
-                cache: export.cache,
-                root,
-            });
-        }
-        let state = State {
-            session: Session::Unmounted,
-            nodes,
-            files: Files::new(limits.handles),
-        };
-        Ok(Self {
-            exports: known,
+        let tree = Self {
+            exports: RwLock::default(),
             own_descriptors: own_descriptors()?,
-            state: Mutex::new(state),
-        })
+            state: Mutex::new(State {
+                session: Session::Unmounted,
+                nodes: Nodes::new(limits.inodes),
+                files: Files::new(limits.handles),
+            }),
+        };
+        for export in exports {
+            tree.show(export, false)?;
+        }
+        Ok(tree)
+    }
+
+    /// Adds exports to those of a guest that runs: all, or none.
+    ///
+    /// # Errors
+    /// As [`Tree::new`]; `EBUSY` if the guest was promised that nobody else writes to what it
+    /// sees.
+    pub(super) fn add(&self, exports: Vec<FsExport>) -> io::Result<()> {
+        if let Session::Mounted {
+            ours_alone: true, ..
+        } = self.lock().session
+        {
+            return Err(Errno::BUSY.into());
+        }
+        let mut added = Vec::with_capacity(exports.len());
+        for export in exports {
+            let name = export.name.clone();
+            if let Err(error) = self.show(export, true) {
+                self.hide(&added);
+                return Err(error);
+            }
+            added.push(name);
+        }
+        Ok(())
+    }
+
+    fn show(&self, export: FsExport, passing: bool) -> io::Result<()> {
+        export.check()?;
+        let mut state = self.lock();
+        let mut exports = self.exports_mut();
+        if exports
+            .iter()
+            .flatten()
+            .any(|other| other.has(&export.name))
+        {
+            return Err(Errno::EXIST.into());
+        }
+        // The same directory once more is the same to the guest, whose cache of it is one.
+        for known in exports.iter_mut().flatten() {
+            if known.read_only == export.read_only
+                && known.cache == export.cache
+                && state.nodes.is_at(known.root, &export.directory)?
+            {
+                Arc::make_mut(known).names.push(export.name);
+                return Ok(());
+            }
+        }
+        let free = exports.iter().position(Option::is_none);
+        let index = free.unwrap_or(exports.len());
+        let new = Arc::new(Export {
+            names: vec![export.name],
+            read_only: export.read_only,
+            cache: export.cache,
+            root: state.nodes.pin(index, export.directory)?,
+            passing,
+        });
+        match exports.get_mut(index) {
+            Some(free) => *free = Some(new),
+            None => exports.push(Some(new)),
+        }
+        Ok(())
+    }
+
+    /// Takes the exports with these names away. What the guest still holds of them is nothing
+    /// any more (`EBADF`).
+    pub(super) fn hide(&self, names: &[String]) {
+        let mut state = self.lock();
+        let mut exports = self.exports_mut();
+        for (index, slot) in exports.iter_mut().enumerate() {
+            let Some(export) = slot else { continue };
+            Arc::make_mut(export)
+                .names
+                .retain(|name| !names.contains(name));
+            if export.names.is_empty() {
+                *slot = None;
+                let State { nodes, files, .. } = &mut *state;
+                for node in nodes.drop_export(index) {
+                    files.close_all(node);
+                }
+            }
+        }
+    }
+
+    pub(super) fn exports(&self) -> RwLockReadGuard<'_, Exports> {
+        self.exports.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn exports_mut(&self) -> RwLockWriteGuard<'_, Exports> {
+        self.exports.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -102,16 +189,19 @@ impl Tree {
     /// contents are kept from one opening to the next.
     pub(super) fn mount(&self, capable: FsOptions) -> FsOptions {
         self.unmount();
-        let ours_alone = self
-            .exports
+        let exports = self.exports();
+        let ours_alone = exports
             .iter()
+            .flatten()
             .all(|export| export.cache == CachePolicy::Always);
-        let unchanging = ours_alone && self.exports.iter().all(|export| export.read_only);
+        let unchanging = ours_alone && exports.iter().flatten().all(|export| export.read_only);
+        drop(exports);
         let no_open = ours_alone && capable.contains(FsOptions::ZERO_MESSAGE_OPEN);
         let no_opendir = unchanging && capable.contains(FsOptions::ZERO_MESSAGE_OPENDIR);
         self.lock().session = Session::Mounted {
             no_open,
             no_opendir,
+            ours_alone,
         };
         let mut options = FsOptions::ASYNC_READ
             | FsOptions::BIG_WRITES
@@ -145,8 +235,9 @@ impl Tree {
         self.lock().session != Session::Unmounted
     }
 
-    pub(super) fn export(&self, index: usize) -> Result<&Export, Errno> {
-        self.exports.get(index).ok_or(Errno::BADF)
+    pub(super) fn export(&self, index: usize) -> Result<Arc<Export>, Errno> {
+        let exports = self.exports();
+        exports.get(index).cloned().flatten().ok_or(Errno::BADF)
     }
 
     /// Opens the contents of a node by its own descriptor. Its access time stays as it is: the
@@ -231,25 +322,43 @@ impl Tree {
     }
 
     fn find_export(&self, state: &mut State, name: &CStr) -> io::Result<Entry> {
-        let (index, export) = self
-            .exports
+        let exports = self.exports();
+        let export = exports
             .iter()
-            .enumerate()
-            .find(|(_, export)| export.name.as_bytes() == name.to_bytes())
+            .flatten()
+            .find(|export| {
+                let mut names = export.names.iter();
+                names.any(|own| own.as_bytes() == name.to_bytes())
+            })
             .ok_or(Errno::NOENT)?;
+        self.export_entry(state, export)
+    }
+
+    /// The guest is told of an export.
+    pub(super) fn export_entry(&self, state: &mut State, export: &Export) -> io::Result<Entry> {
+        let (entry_timeout, attr_timeout) = match export.passing {
+            true => (Duration::ZERO, Duration::ZERO),
+            false => export.cache.timeouts(true),
+        };
         let attributes = state.nodes.attributes_of(export.root)?;
-        self.entry(
-            index,
-            Seen {
-                id: export.root,
-                kind: FileType::Directory,
-                attributes,
-            },
-        )
+        Ok(Entry {
+            inode: export.root,
+            generation: 0,
+            attr: attributes,
+            attr_flags: 0,
+            attr_timeout,
+            entry_timeout,
+        })
     }
 
     pub(super) fn root_attributes(&self) -> fuse_backend_rs::abi::fuse_abi::stat64 {
-        root_attributes(self.exports.len())
+        root_attributes(self.exports().iter().flatten().count())
+    }
+}
+
+impl Export {
+    fn has(&self, name: &str) -> bool {
+        self.names.iter().any(|own| own == name)
     }
 }
 

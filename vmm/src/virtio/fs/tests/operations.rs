@@ -512,3 +512,49 @@ fn an_unmounted_device_is_saved_a_mounted_one_is_not_restored() {
     guest.mount();
     assert!(guest.lookup(ROOT, "root").is_ok());
 }
+
+#[test]
+fn directories_come_and_go_while_it_is_mounted() {
+    let (one, two) = (Host::new(), Host::new());
+    fs::write(two.path("b"), "two").unwrap();
+    let mut guest = Guest::new(vec![one.export(false, AUTO)]);
+    let shares = guest.device.shares();
+    let named = |name: &str| FsExport {
+        name: name.to_owned(),
+        ..two.export(false, AUTO)
+    };
+    let before = guest.device.tree.lock().nodes.len();
+    shares.add(vec![named("c1.v0"), named("c2.v0")]).unwrap();
+    let b = guest.lookup(ROOT, "c1.v0/b").unwrap();
+    assert_eq!(
+        guest.lookup(ROOT, "c2.v0/b"),
+        Ok(b),
+        "one directory, one cache"
+    );
+    let handle = guest.open(b, libc::O_RDONLY).unwrap();
+
+    // All or none.
+    let refused = shares.add(vec![named("c3.v0"), named("c1.v0")]);
+    assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EEXIST));
+    assert_eq!(guest.lookup(ROOT, "c3.v0"), Err(libc::ENOENT));
+
+    shares.remove(&["c1.v0".to_owned()]);
+    assert_eq!(guest.lookup(ROOT, "c1.v0"), Err(libc::ENOENT));
+    assert_eq!(guest.read(b, handle, 0, 100).unwrap(), b"two", "still c2's");
+    shares.remove(&["c2.v0".to_owned()]);
+    assert_eq!(guest.read(b, handle, 0, 100), Err(libc::EBADF));
+    assert_eq!(guest.attributes(b), Err(libc::EBADF));
+    assert_eq!(guest.device.tree.lock().nodes.len(), before);
+
+    // What comes in its place is none of the old one's.
+    shares.add(vec![named("c1.v0")]).unwrap();
+    assert_ne!(guest.lookup(ROOT, "c1.v0/b").unwrap(), b);
+}
+
+#[test]
+fn nothing_is_added_for_a_guest_that_does_not_ask_again() {
+    let (one, two) = (Host::new(), Host::new());
+    let guest = Guest::new(vec![one.export(false, ALWAYS)]);
+    let refused = guest.device.shares().add(vec![two.export(false, AUTO)]);
+    assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EBUSY));
+}
