@@ -1,8 +1,9 @@
 //! The cgroup of each container (cgroup v2, cgroups(7)).
 //!
 //! Owns: turning the spec's limits into the kernel's files, making the group, changing its
-//! limits, reading what it has used, watching its out-of-memory count, killing and removing it. Refuses: a limit whose controller the guest's
-//! kernel lacks; it is never dropped in silence.
+//! limits, reading what it has used, watching its out-of-memory count, freezing, killing and
+//! removing it. Refuses: a limit whose controller the guest's kernel lacks; it is never dropped
+//! in silence.
 
 use std::fs;
 use std::io;
@@ -105,6 +106,15 @@ impl Cgroup {
         let mut pids = Vec::new();
         add_processes(&self.path, 0, &mut pids);
         pids
+    }
+
+    /// Has every process in it and below stand still, or go on.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub(crate) fn freeze(&self, frozen: bool) -> Result<(), Fault> {
+        self.write("cgroup.freeze", if frozen { "1" } else { "0" })
+            .or_refuse(|| "cannot set cgroup.freeze")
     }
 
     /// Kills every process in it and below.

@@ -275,12 +275,26 @@ impl Containers {
         }
     }
 
-    /// Kills every container.
-    pub(crate) fn kill_all(&self) {
-        for (name, container) in &self.all {
-            self.signal_all(name, libc::SIGKILL);
+    /// Has a container's processes stand still, or go on.
+    ///
+    /// # Errors
+    /// As [`Self::stats`], and if the kernel refuses.
+    pub(crate) fn freeze(&self, id: &str, frozen: bool) -> Result<(), Fault> {
+        self.group(id)?.freeze(frozen)
+    }
+
+    /// Kills a container, in whatever state it is.
+    pub(crate) fn kill(&self, id: &str) {
+        self.signal_all(id, libc::SIGKILL);
+        if let Some(container) = self.all.get(id) {
+            // It may be in no cgroup yet.
             let _ = sys::kill(container.first.as_raw_nonzero().get(), libc::SIGKILL);
         }
+    }
+
+    /// Kills every container.
+    pub(crate) fn kill_all(&self) {
+        self.all.keys().for_each(|id| self.kill(id));
     }
 
     /// Removes the cgroups of ended containers whose last process is gone by now.

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use hull_netlink::{NetworkError, Protocol, Socket};
 use hull_proto::{
-    GENERATION, Hello, Interface, LineDecoder, Reply, Request, SHARES_DIR, SHARES_TAG, Setup,
-    encode_line,
+    GENERATION, Hello, Interface, LineDecoder, Reply, Request, SHARED_MEMORY_DIR, SHARES_DIR,
+    SHARES_TAG, Setup, encode_line,
 };
 use rustix::fs::Timespec;
 use rustix::io::Errno;
@@ -119,6 +119,11 @@ impl Control {
                 .map_err(|error| Fault::refused(format!("the limits can't be read: {error}")))
                 .and_then(|resources| containers.update(id, resources))
                 .map(|()| Reply::Ok),
+            Request::Freeze { id, frozen } => containers.freeze(id, *frozen).map(|()| Reply::Ok),
+            Request::Remove { id } => {
+                containers.kill(id);
+                Ok(Reply::Ok)
+            }
             Request::Shutdown => {
                 self.end_processes();
                 Ok(Reply::Ok)
@@ -156,6 +161,9 @@ impl Control {
         }
         if setup.shares {
             mount_shares()?;
+        }
+        if let Some(size) = setup.shared_memory_bytes {
+            mount_shared_memory(size)?;
         }
         Ok(())
     }
@@ -206,19 +214,28 @@ fn make_network(interfaces: &[Interface]) -> Result<(), Fault> {
 }
 
 fn mount_shares() -> Result<(), Fault> {
-    let what = || format!("cannot mount share {SHARES_TAG:?} at {SHARES_DIR}");
-    std::fs::create_dir_all(SHARES_DIR).or_internal(what)?;
-    let shares =
-        mounts::new_file_system("virtiofs", SHARES_TAG, &Options::default()).or_internal(what)?;
+    mount("virtiofs", SHARES_TAG, &Options::default(), SHARES_DIR)?;
+    read_far_ahead();
+    Ok(())
+}
+
+fn mount_shared_memory(size: u64) -> Result<(), Fault> {
+    let size = format!("size={size}");
+    let options = Options::parse(&["nosuid", "noexec", "nodev", "mode=1777", size.as_str()]);
+    mount("tmpfs", "shm", &options, SHARED_MEMORY_DIR)
+}
+
+fn mount(kind: &str, source: &str, options: &Options, target: &str) -> Result<(), Fault> {
+    let what = || format!("cannot mount {kind} {source:?} at {target}");
+    std::fs::create_dir_all(target).or_internal(what)?;
+    let new = mounts::new_file_system(kind, source, options).or_internal(what)?;
     let target = rustix::fs::open(
-        Path::new(SHARES_DIR),
+        Path::new(target),
         rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
         rustix::fs::Mode::empty(),
     )
     .or_internal(what)?;
-    mounts::attach(shares.as_fd(), target.as_fd()).or_internal(what)?;
-    read_far_ahead();
-    Ok(())
+    mounts::attach(new.as_fd(), target.as_fd()).or_internal(what)
 }
 
 /// A read of the shares is a round trip to the host: sequential readers get 256 KiB a time, a

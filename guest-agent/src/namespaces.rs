@@ -18,6 +18,7 @@ use crate::sys::{self, Forked};
 const NEWNS: u64 = NamespaceKind::Mount as u64;
 const NEWCGROUP: u64 = NamespaceKind::Cgroup as u64;
 const NEWPID: u64 = NamespaceKind::Pid as u64;
+const NEWUTS: u64 = NamespaceKind::Uts as u64;
 const NEWUSER: u64 = NamespaceKind::User as u64;
 const NEWNET: u64 = NamespaceKind::Network as u64;
 const NEWTIME: u64 = NamespaceKind::Time as u64;
@@ -76,9 +77,15 @@ impl Namespaces {
         (self.new | joined) & !NEWPID
     }
 
-    /// Whether the container has a pid namespace of its own.
+    /// Whether the container's processes are in another pid namespace than the agent.
     pub(crate) fn has_pid(&self) -> bool {
-        self.new & NEWPID != 0
+        self.new & NEWPID != 0 || self.pid.is_some()
+    }
+
+    /// Whether the container has a host name that isn't the guest's.
+    pub(crate) fn has_uts(&self) -> bool {
+        let joins = |(flag, _): &(u64, PathBuf)| *flag == NEWUTS;
+        self.new & NEWUTS != 0 || self.joined.iter().any(joins)
     }
 
     /// The pid namespace that the process is to be born into.

@@ -17,7 +17,6 @@ use rustix::fs::{Mode, OFlags};
 use rustix::net::RecvFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Pid;
-use rustix::thread::UnshareFlags;
 
 use crate::cgroup::Cgroup;
 use crate::container::Container;
@@ -244,10 +243,9 @@ fn streams_of(
 }
 
 fn set_names(spec: &Spec, namespaces: &Namespaces) -> Result<(), Fault> {
-    let own = namespaces.clone_flags() & u64::from(UnshareFlags::NEWUTS.bits()) != 0;
     let given = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
     let (host, domain) = (given(&spec.hostname), given(&spec.domainname));
-    if !own && (host.is_some() || domain.is_some()) {
+    if !namespaces.has_uts() && (host.is_some() || domain.is_some()) {
         return Err(Fault::refused(
             "unable to set hostname without a private UTS namespace",
         ));

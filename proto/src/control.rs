@@ -55,6 +55,18 @@ pub enum Request {
         /// The limits that change, as the OCI runtime spec has `linux.resources`.
         resources: Value,
     },
+    /// Has a container's processes stand still, or go on.
+    Freeze {
+        /// The container's name.
+        id: String,
+        /// Whether they are to stand still.
+        frozen: bool,
+    },
+    /// Ends a container, if there still is one of this name.
+    Remove {
+        /// The container's name.
+        id: String,
+    },
 }
 
 /// What makes one guest different from the next.
@@ -71,6 +83,9 @@ pub struct Setup {
     /// The network cards beside the loopback, by [`crate::MAX_INTERFACES`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub interfaces: Vec<Interface>,
+    /// The size of what is to be at [`crate::SHARED_MEMORY_DIR`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_memory_bytes: Option<u64>,
 }
 
 /// What the agent answers.
@@ -160,6 +175,7 @@ mod tests {
             entropy: [7; 32],
             shares: true,
             interfaces: Vec::new(),
+            shared_memory_bytes: None,
         });
         let mut bytes = Vec::new();
         encode_line(&setup, &mut bytes).unwrap();
@@ -215,6 +231,7 @@ mod tests {
                 entropy: [255; 32],
                 shares: true,
                 interfaces: interfaces.clone(),
+                shared_memory_bytes: Some(u64::MAX),
             });
             let mut line = Vec::new();
             encode_line(&setup, &mut line).unwrap();

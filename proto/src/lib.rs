@@ -30,7 +30,7 @@ pub use network::{Address, Interface, MAX_INTERFACES, MAX_NETWORK_ENTRIES, Neigh
 pub use process::{ContainerStart, ExecStart, ExitStatus, Failure, FailureKind, OciJson, Spawn};
 
 /// Version of everything in this crate. The monitor refuses an agent of another generation.
-pub const GENERATION: u16 = 3;
+pub const GENERATION: u16 = 4;
 
 /// Host vsock port that the agent dials once it can serve: its connection means "ready".
 pub const CONTROL_PORT: u32 = 1024;
@@ -47,6 +47,10 @@ pub const SHARES_TAG: &str = "hull";
 /// Where the agent mounts that device in the guest; OCI specs sent to the agent name the
 /// container's root and the sources of bind mounts by paths below it.
 pub const SHARES_DIR: &str = "/run/hull/shares";
+
+/// Where the agent keeps the memory that a pod's containers share (`/dev/shm`), if
+/// [`Setup::shared_memory_bytes`] asks for it.
+pub const SHARED_MEMORY_DIR: &str = "/run/hull/shm";
 
 /// Largest data payload (stdin, stdout, stderr) of one frame, in bytes.
 pub const MAX_DATA: usize = 64 * 1024;

@@ -8,13 +8,15 @@
 //!                                  … ► {reply: ok}         Release: when the command runs
 //!                                  … ► {reply}             Stats, Processes, Update: the agent's answer
 //!                                  … ► {reply: oom_killed} AwaitOom: when memory ran out (or ended)
+//!        ► + fds                   ► {reply: ok} lines …   Join: both go on as monitor and agent do;
+//!                                                          its end ends the container
 //! ```
 //!
 //! Owns the words and their framing on either side. Refuses long lines.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use hull_proto::{CgroupStats, ProcessPage};
@@ -99,11 +101,28 @@ pub enum Request {
         /// Those that change, as the OCI runtime spec has `linux.resources`.
         resources: Value,
     },
+    /// Room in a pod's sandbox for another container. The directories that it sees come as
+    /// descriptors with the request, in the order of their names.
+    Join {
+        /// The container's id.
+        id: String,
+        /// The directories.
+        shares: Vec<JoiningShare>,
+    },
     /// Processes that are killed because the container's memory ran out.
     AwaitOom {
         /// How many of them the client knows of.
         seen: u32,
     },
+}
+
+/// A directory that a container brings into its pod's sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoiningShare {
+    /// Its name in the tree that the guest sees.
+    pub name: String,
+    /// Refuses writes.
+    pub read_only: bool,
 }
 
 /// What a monitor answers.
@@ -235,16 +254,22 @@ fn checked(reply: Reply) -> Result<Reply, ControlError> {
     }
 }
 
-/// Sends a line together with a descriptor (unix(7), `SCM_RIGHTS`). The line is to be short and
-/// the socket's buffer empty, so that it goes out whole.
+/// Most descriptors that go with one message (`SCM_MAX_FD` of Linux).
+pub(crate) const MAX_DESCRIPTORS: usize = 253;
+
+/// Sends a line together with descriptors (unix(7), `SCM_RIGHTS`). The line is to fit the socket's
+/// buffer, which is to be empty, so that it goes out whole.
 ///
 /// # Errors
-/// What sendmsg(2) says; `WriteZero` if only a part went out.
-pub fn send_with_fd(socket: &UnixStream, line: &[u8], descriptor: impl AsFd) -> io::Result<()> {
-    let descriptors = [descriptor.as_fd()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+/// What sendmsg(2) says; `InvalidInput` for more than 253; `WriteZero` if only a part went out.
+pub fn send_with_fds(
+    socket: &UnixStream,
+    line: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let sent = sendmsg(
@@ -260,38 +285,51 @@ pub fn send_with_fd(socket: &UnixStream, line: &[u8], descriptor: impl AsFd) -> 
     }
 }
 
+/// Reads once, and takes what descriptors come along.
+///
+/// # Errors
+/// What recvmsg(2) says.
+pub(crate) fn receive_with_fds(
+    socket: &UnixStream,
+    chunk: &mut [u8],
+    descriptors: &mut Vec<OwnedFd>,
+) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(
+        socket,
+        &mut [IoSliceMut::new(chunk)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            descriptors.extend(received);
+        }
+    }
+    Ok(received.bytes)
+}
+
 /// Waits for a reply that carries a descriptor.
 pub(crate) fn answer_with_fd(socket: &UnixStream) -> Result<OwnedFd, ControlError> {
     let mut line = Vec::new();
-    let mut descriptor = None;
+    let mut descriptors = Vec::new();
     loop {
         let mut chunk = [0; 4096];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let received = match recvmsg(
-            socket,
-            &mut [IoSliceMut::new(&mut chunk)],
-            &mut control,
-            RecvFlags::CMSG_CLOEXEC,
-        ) {
-            Err(rustix::io::Errno::INTR) => continue,
-            result => result.map_err(|error| broken(error.into()))?,
+        let count = match receive_with_fds(socket, &mut chunk, &mut descriptors) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            result => result.map_err(broken)?,
         };
-        for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(mut descriptors) = message {
-                descriptor = descriptors.next().or(descriptor);
-            }
-        }
-        if received.bytes == 0 {
+        if count == 0 {
             return Err(ControlError::Gone);
         }
-        line.extend_from_slice(&chunk[..received.bytes]);
+        line.extend_from_slice(&chunk[..count]);
         if line.len() > MAX_LINE {
             return Err(ControlError::TooLong);
         }
         if let Some(end) = line.iter().position(|&byte| byte == b'\n') {
             checked(serde_json::from_slice(&line[..end])?)?;
-            return descriptor.ok_or(ControlError::Gone);
+            return descriptors.pop().ok_or(ControlError::Gone);
         }
     }
 }
@@ -299,6 +337,7 @@ pub(crate) fn answer_with_fd(socket: &UnixStream) -> Result<OwnedFd, ControlErro
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::os::fd::AsFd;
     use std::thread;
 
     use proptest::prelude::*;
@@ -322,6 +361,10 @@ mod tests {
             Just(Request::Stats),
             any::<u32>().prop_map(|after| Request::Processes { after }),
             any::<u32>().prop_map(|seen| Request::AwaitOom { seen }),
+            any::<(String, bool)>().prop_map(|(name, read_only)| Request::Join {
+                id: name.clone(),
+                shares: vec![JoiningShare { name, read_only }],
+            }),
             any::<u32>().prop_map(|limit| Request::Update {
                 resources: serde_json::json!({"pids": {"limit": limit}}),
             }),
@@ -362,7 +405,7 @@ mod tests {
         let (near, far) = UnixStream::pair().unwrap();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"x").unwrap();
-        send_with_fd(&far, &line(&Reply::Ok).unwrap(), &file).unwrap();
+        send_with_fds(&far, &line(&Reply::Ok).unwrap(), &[file.as_fd()]).unwrap();
         let received = File::from(answer_with_fd(&near).unwrap());
         assert_eq!(received.metadata().unwrap().len(), 1);
         let refusal = thread::spawn(move || {

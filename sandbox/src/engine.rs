@@ -6,15 +6,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use oci_spec::runtime::Spec;
 
 use crate::cgroup::{self, CgroupError};
 use crate::container::{self, Container};
 use crate::control::ControlError;
 use crate::exit::CODE_HULL_FAILED;
 use crate::launch::{self, StartFailure};
-use crate::plan::{self, HostFacts, Identity, PlanError};
+use crate::plan::{self, HostFacts, Identity, PlanError, PodFacts};
 use crate::request::{BundleRequest, Root, RunRequest, VolumeSource};
 use crate::settings::Settings;
+use crate::state::{Running, Status};
 use crate::store::{Entry, Store, StoreError};
 use crate::stream::StreamError;
 use crate::template::{self, TemplateError, Templates};
@@ -31,6 +33,11 @@ pub enum EngineError {
     /// The record of containers refused.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A pod's container whose sandbox isn't one.
+    #[error(
+        "cannot join the pod's sandbox {0}: it is no running sandbox of Hull's; all containers of a pod need the same runtime"
+    )]
+    NoSandbox(String),
     /// The operation needs a container that runs.
     #[error("container {0} is not running")]
     NotRunning(String),
@@ -141,9 +148,61 @@ impl Engine {
             }
         }
         let id = request.id.as_str();
+        facts.pod = self.pod(&request.spec)?;
         self.make(Some(id), Some(id), |identity| {
             plan::plan_bundle(request, identity, &self.settings, &facts)
         })
+    }
+
+    /// What is known of the sandbox that a bundle's container joins: the one that its annotations
+    /// name, or the one whose namespaces it shares.
+    fn pod(&self, spec: &Spec) -> Result<Option<PodFacts>, EngineError> {
+        let named = plan::pod::named(spec);
+        let neighbours: Vec<u32> = plan::pod::neighbours(spec).collect();
+        if named.is_none() && neighbours.is_empty() {
+            return Ok(None);
+        }
+        let mut running = Vec::new();
+        for container in self.list()? {
+            if let Status::Running(state) = container.status()? {
+                running.push((container, state));
+            }
+        }
+        let holder_of = |container: &Container| {
+            let plan = container.plan();
+            plan.sandbox.clone().unwrap_or_else(|| plan.id.clone())
+        };
+        let is_named = |container: &Container| named.is_some_and(|id| container.id() == id);
+        let shares = |state: &Running| neighbours.contains(&state.monitor_pid);
+        let found = running
+            .iter()
+            .find(|(container, _)| is_named(container))
+            .or_else(|| running.iter().find(|(_, state)| shares(state)));
+        let Some((container, _)) = found else {
+            return match named {
+                Some(sandbox) => Err(EngineError::NoSandbox(sandbox.to_owned())),
+                // Another runtime's, or the host's own.
+                None => Ok(None),
+            };
+        };
+        let sandbox = holder_of(container);
+        running.retain(|(container, _)| holder_of(container) == sandbox);
+        let holder = running
+            .iter()
+            .find(|(container, _)| container.id() == sandbox);
+        let (holder, _) = holder.ok_or_else(|| EngineError::NotRunning(sandbox.clone()))?;
+        let mut vm = holder.plan().vm.clone();
+        // That is kept once, by the sandbox.
+        vm.cpu_quota = None;
+        let pids = running
+            .iter()
+            .map(|(_, state)| (state.monitor_pid, state.guest_pid));
+        Ok(Some(PodFacts {
+            vm,
+            shared_memory: holder.plan().has_shared_memory(),
+            pids: pids.collect(),
+            sandbox,
+        }))
     }
 
     fn make(
@@ -294,7 +353,7 @@ fn host_facts() -> HostFacts {
     HostFacts {
         cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
         memory_bytes: memory.totalram.saturating_mul(u64::from(memory.mem_unit)),
-        files: Vec::new(),
+        ..HostFacts::default()
     }
 }
 

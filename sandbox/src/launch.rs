@@ -42,7 +42,8 @@ const MAX_READINESS: u64 = 256 * 1024;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{}", chain.join(": "))]
 pub struct StartFailure {
-    /// How far it came: `launch`, `open`, `rootfs`, `build`, `jail`, `boot`, `setup`, `spawn`.
+    /// How far it came: `launch`, `open`, `rootfs`, `build`, `join`, `jail`, `boot`,
+    /// `setup`, `spawn`.
     pub stage: String,
     /// What kind of failure it is.
     pub class: FailureClass,

@@ -47,7 +47,7 @@ pub use launch::StartFailure;
 pub use logs::{LogEntry, LogOptions, LogReader};
 pub use plan::{
     Export, ExportSource, HostFacts, Identity, MIN_MEMORY_BYTES, Plan, PlanError, PlannedCgroup,
-    PlannedImage, PlannedRoot, PlannedVm,
+    PlannedImage, PlannedRoot, PlannedVm, PodFacts,
 };
 pub use processes::{PS_HEADINGS, ps_row};
 pub use request::{

@@ -22,7 +22,7 @@ use rustix::fs::{Mode, OFlags, statfs};
 use rustix::mount::{MountFlags, mount, mount_bind_recursive, mount_remount};
 
 use crate::names;
-use crate::plan::{Export, ExportSource, FILE_NAME, Plan, PlannedRoot, ROOT_NAME};
+use crate::plan::{Export, ExportSource, FILE_NAME, Plan, PlannedRoot};
 use crate::store::Entry;
 use crate::sys;
 
@@ -117,7 +117,7 @@ pub(crate) fn assemble(entry: &Entry, plan: &Plan) -> Result<Vec<SharedDirectory
         .map_err(|error| at("mount a tmpfs at", &base)(error.into()))?;
     let root = root_directory(entry, plan, &base)?;
     let mut shares = vec![SharedDirectory {
-        name: ROOT_NAME.to_owned(),
+        name: plan.root_name().to_owned(),
         directory: open(&root)?,
         read_only: false,
         exclusive: matches!(plan.root, PlannedRoot::Overlay(_)),
@@ -147,7 +147,7 @@ fn root_directory(entry: &Entry, plan: &Plan, base: &Path) -> Result<PathBuf, Ro
         PlannedRoot::Directory(path) => return Ok(path.clone()),
         PlannedRoot::Overlay(layers) => layers,
     };
-    let target = base.join(ROOT_NAME);
+    let target = base.join(plan.root_name());
     make(&target)?;
     let upper = entry.directory.join("upper");
     let work = entry.directory.join("work");

@@ -17,7 +17,7 @@ pub fn read(id: &str, directory: Option<&Path>) -> anyhow::Result<BundleRequest>
     let bundle = directory
         .canonicalize()
         .with_context(|| format!("cannot use bundle \"{}\"", directory.display()))?;
-    let spec = config(&bundle.join("config.json"))?;
+    let spec = config(&bundle)?;
     let request = BundleRequest {
         id: id.to_owned(),
         bundle,
@@ -27,7 +27,9 @@ pub fn read(id: &str, directory: Option<&Path>) -> anyhow::Result<BundleRequest>
     Ok(request)
 }
 
-fn config(path: &Path) -> anyhow::Result<Spec> {
+/// Reads the specification in `bundle`.
+pub fn config(bundle: &Path) -> anyhow::Result<Spec> {
+    let path = &bundle.join("config.json");
     match fs::metadata(path) {
         Ok(metadata) if metadata.len() > MAX_CONFIG => {
             bail!("\"{}\" is larger than {MAX_CONFIG} bytes", path.display());

@@ -105,3 +105,51 @@ fn a_container_is_on_podmans_own_network_and_its_port_is_published() {
     assert!(!left.contains("veth") && !left.contains("hull"), "{left}");
     engine.check();
 }
+
+#[test]
+fn a_pod_is_one_virtual_machine() {
+    let Some(hull) = Hull::new() else { return };
+    let engine = Engine::new(&hull);
+    let create = ["pod", "create", "--name", "p", "--network", "none"];
+    let infra = [
+        "--infra-image",
+        image::PLAIN,
+        "--infra-command",
+        "sleep 99999",
+    ];
+    engine.podman(&[&create[..], &infra].concat()).output().ok();
+    let run = |words: &[&str]| engine.podman(&[&["run", "--pod", "p"], words].concat());
+    let script = "mkdir /w; echo from-a > /w/f; echo a > /dev/shm/a; \
+        httpd -p 127.0.0.1:80 -h /w; echo up; exec sleep 99999";
+    run(&["-d", "--name", "a", image::PLAIN, "sh", "-c", script])
+        .output()
+        .ok();
+    let mut logs = engine.podman(&["logs", "-f", "a"]).spawn();
+    logs.await_stdout("up\n");
+    let script = "wget -qO- http://127.0.0.1/f; ls -d /w; cat /dev/shm/a; \
+        cat /proc/sys/kernel/random/boot_id; hostname; exit 4";
+    let b = run(&["--rm", "--name", "b", image::PLAIN, "sh", "-c", script]).output();
+    let whoami = "cat /proc/sys/kernel/random/boot_id; hostname";
+    let a = engine
+        .podman(&["exec", "a", "sh", "-c", whoami])
+        .output()
+        .ok();
+    assert_eq!(
+        (b.code, b.text()),
+        (4, format!("from-a\na\n{a}")),
+        "{}",
+        b.errors()
+    );
+    assert!(b.errors().contains("/w: No such file"), "{}", b.errors());
+    // One that is killed takes nobody along.
+    engine.podman(&["kill", "a"]).output().ok();
+    let c = run(&["--rm", image::PLAIN, "sh", "-c", "hostname"])
+        .output()
+        .ok();
+    assert!(a.ends_with(&c), "{a}, {c}");
+    engine
+        .podman(&["pod", "rm", "-f", "-t", "0", "p"])
+        .output()
+        .ok();
+    engine.check();
+}

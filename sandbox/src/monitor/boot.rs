@@ -23,6 +23,9 @@ use crate::sys;
 use super::guest::Guest;
 use super::peer::Peer;
 
+/// What is in `/dev/shm`, in bytes, where an engine brings its own: as much as engines give.
+const SHARED_MEMORY: u64 = 64 << 20;
+
 /// A guest that didn't come up.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BootError {
@@ -132,6 +135,24 @@ pub(super) fn carried_on(dials: &Receiver<UnixStream>, kernel: String) -> Result
 }
 
 impl Agent {
+    /// One whose guest has its identity already, by way of that guest's monitor.
+    pub(super) fn shared(socket: UnixStream, kernel: String) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let now = sys::monotonic_ns();
+        Ok(Self {
+            copied: false,
+            socket,
+            lines: LineDecoder::default(),
+            kernel,
+            marks: Marks {
+                built: now,
+                agent: now,
+                ready: now,
+                ..Marks::default()
+            },
+        })
+    }
+
     /// One that says nothing, for tests of what doesn't listen to it.
     #[cfg(test)]
     pub(super) fn mute(socket: UnixStream) -> Self {
@@ -165,6 +186,7 @@ impl Agent {
             entropy: names::random(),
             shares: true,
             interfaces: interfaces.to_vec(),
+            shared_memory_bytes: plan.has_shared_memory().then_some(SHARED_MEMORY),
         });
         match self.ask(guest, &request, limit)? {
             Reply::Ok => {}

@@ -1,6 +1,7 @@
 //! One connection to a monitor: its request, then what became of it.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
@@ -8,9 +9,10 @@ use hull_proto::{Decoder, ExitStatus, Failure, FailureKind, Frame, MAX_DATA};
 use rustix::event::PollFlags;
 use rustix::net::sockopt;
 
-use crate::control::{self, ControlError, Envelope, MAX_LINE, Reply};
-use crate::state::ExitRecord;
+use crate::control::{self, ControlError, Envelope, MAX_DESCRIPTORS, MAX_LINE, Reply};
+use crate::state::{ExitRecord, Phase};
 
+use super::driver::Member;
 use super::peer::Peer;
 
 /// Kernel buffer of a client's socket: output that outlives its container waits there.
@@ -40,12 +42,16 @@ pub(super) enum Role {
         number: u64,
         /// When it waits no longer.
         until: Instant,
+        /// What a good answer makes of the container.
+        then: Option<Phase>,
     },
     /// It waits for the container's memory to run out.
     AwaitingOom {
         /// The killings that it knows of.
         seen: u32,
     },
+    /// It is the monitor of another container in this one's guest, and speaks to the agent.
+    Member(Member),
     /// It has its answer.
     Leaving,
 }
@@ -57,6 +63,8 @@ pub(super) struct Client {
     pub(super) role: Role,
     /// What the last poll saw.
     pub(super) events: PollFlags,
+    /// What came with its request.
+    pub(super) descriptors: Vec<OwnedFd>,
 }
 
 impl Client {
@@ -67,6 +75,7 @@ impl Client {
             peer: Peer::new(socket)?,
             role: Role::Asking(Vec::new()),
             events: PollFlags::empty(),
+            descriptors: Vec::new(),
         })
     }
 
@@ -82,6 +91,18 @@ impl Client {
             stdin,
             once,
         };
+    }
+
+    /// Reads from it once, as [`Peer::receive`]. Only a request may bring descriptors.
+    pub(super) fn receive<'a>(&mut self, chunk: &'a mut [u8]) -> Option<&'a [u8]> {
+        match self.role {
+            Role::Asking(_) => {
+                let bytes = self.peer.receive_with_fds(chunk, &mut self.descriptors);
+                self.descriptors.truncate(MAX_DESCRIPTORS);
+                bytes
+            }
+            _ => self.peer.receive(chunk),
+        }
     }
 
     pub(super) fn is_attached(&self) -> bool {
@@ -119,6 +140,10 @@ impl Client {
             }
             Role::Attached { decoder, .. } => {
                 decoder.feed(bytes);
+                Ok(None)
+            }
+            Role::Member(member) => {
+                member.lines.feed(bytes);
                 Ok(None)
             }
             // Nothing was asked of them.
@@ -197,7 +222,7 @@ impl Client {
             (Role::Asking(_) | Role::Questioning { .. }, _) => {
                 self.refuse("the container has ended")
             }
-            (Role::Leaving, _) => {}
+            (Role::Member(_) | Role::Leaving, _) => {}
         }
     }
 }

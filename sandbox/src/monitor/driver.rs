@@ -7,6 +7,7 @@
 //! attached client ══ stdin, resize, signal ══► agent
 //! ```
 
+mod members;
 mod phases;
 mod questions;
 
@@ -29,6 +30,8 @@ use super::guest::Guest;
 use super::peer::Peer;
 use super::stdin::Stdin;
 
+pub(super) use members::Member;
+use members::Parting;
 pub(super) use phases::Record;
 use questions::Questions;
 
@@ -66,6 +69,10 @@ pub(super) struct Driver<'a> {
     stdin: Stdin,
     listener: UnixListener,
     clients: Vec<Client>,
+    members: usize,
+    parting: Vec<Parting>,
+    /// Paused, its processes stand still and not its guest, which is others', too.
+    frozen: bool,
     kill_at: Option<Instant>,
     stop_at: Option<Instant>,
     guest_pid: u32,
@@ -128,6 +135,9 @@ impl<'a> Driver<'a> {
             stdin: Stdin::default(),
             listener: parts.listener,
             clients: Vec::new(),
+            members: 0,
+            parting: Vec::new(),
+            frozen: false,
             kill_at: None,
             stop_at: None,
             guest_pid: parts.started.guest_pid,
@@ -363,8 +373,11 @@ impl<'a> Driver<'a> {
             let attached = clients.iter().filter(|client| client.is_attached()).count();
             let client = &mut clients[index];
             self.serve(client, stdin_taken, attached);
-            if client.is_finished() && client.has_stdin() {
-                orphaned = Some(client.gives_stdin_once());
+            if client.is_finished() {
+                if client.has_stdin() {
+                    orphaned = Some(client.gives_stdin_once());
+                }
+                self.part(client);
             }
         }
         clients.retain(|client| !client.is_finished());
@@ -387,7 +400,7 @@ impl<'a> Driver<'a> {
         if !client.events.intersects(readable) {
             return;
         }
-        let bytes = match client.peer.receive(&mut self.chunk) {
+        let bytes = match client.receive(&mut self.chunk) {
             None => return,
             Some([]) => return client.peer.mark_gone(),
             Some(bytes) => bytes.to_vec(),
@@ -398,6 +411,7 @@ impl<'a> Driver<'a> {
             Err(error) => client.refuse(&error.to_string()),
         }
         self.client_frames(client);
+        self.pass_on(client);
     }
 
     fn client_frames(&mut self, client: &mut Client) {
@@ -502,6 +516,7 @@ impl<'a> Driver<'a> {
                 let id = id();
                 self.question(client, &hull_proto::Request::Update { id, resources });
             }
+            Request::Join { id, shares } => self.join(client, id, shares),
             Request::AwaitOom { seen } => {
                 client.role = Role::AwaitingOom { seen };
                 client.tell_oom(self.oom_kills);
@@ -529,7 +544,9 @@ impl<'a> Driver<'a> {
         };
         let sent = control::line(&Reply::Ok)
             .map_err(io::Error::other)
-            .and_then(|line| control::send_with_fd(client.peer.socket(), &line, stream.as_fd()));
+            .and_then(|line| {
+                control::send_with_fds(client.peer.socket(), &line, &[stream.as_fd()])
+            });
         client.role = Role::Leaving;
         if sent.is_err() {
             client.peer.mark_gone();

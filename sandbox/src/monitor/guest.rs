@@ -4,6 +4,8 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 
+use crate::rootfs::SharedDirectory;
+
 /// A running guest. The machine is one; tests bring their own.
 pub(super) trait Guest {
     /// A stream to a port of the guest's.
@@ -22,6 +24,12 @@ pub(super) trait Guest {
     fn pause(&self) {}
     /// Lets it go on. Idempotent.
     fn resume(&self) {}
+    /// Shows it more directories: all of them, or none.
+    fn show(&self, _shares: Vec<SharedDirectory>) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Shows it those with these names no longer.
+    fn hide(&self, _names: &[String]) {}
     /// Ends it at once. Idempotent.
     fn stop(&mut self);
 }

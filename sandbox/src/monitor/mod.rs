@@ -17,6 +17,7 @@ mod driver;
 mod guest;
 mod jail;
 mod journal;
+mod member;
 mod peer;
 mod stdin;
 #[cfg(test)]
@@ -57,6 +58,7 @@ use boot::{Agent, BootError};
 use carrier::{Carrier, Waiting};
 use driver::{Driver, End, Finished, Parts, Record};
 use guest::Guest;
+use member::Membership;
 use vm::{Opened, Source, Vm};
 
 /// Descriptors that a monitor may have: the kernel's own limit for a process.
@@ -112,7 +114,8 @@ struct Monitor {
     entry: Entry,
     store: Store,
     lock: File,
-    readiness: File,
+    /// Its end is what tells the face that all was said.
+    readiness: Option<File>,
     streams: Streams,
     began: u64,
     /// What whoever started the container should hear.
@@ -150,7 +153,7 @@ impl Monitor {
             store: inherited.entry.store(),
             entry: inherited.entry,
             lock: inherited.lock,
-            readiness: inherited.readiness,
+            readiness: Some(inherited.readiness),
             streams: inherited.streams,
             began: sys::monotonic_ns(),
             notice: None,
@@ -188,19 +191,37 @@ impl Monitor {
             .map_err(OpenError::log(&self.entry))
             .map_err(stage("open"))?;
         // A guest that is to be copied belongs to nobody, and to no container's share.
-        let mut base = Base::find(&self.entry, &plan.vm);
-        let cgroup = match plan.host_cgroup() {
-            Some(planned) => Cgroup::enter(&planned).map_err(stage("open"))?,
-            None => None,
+        let mut base = match &plan.sandbox {
+            None => Base::find(&self.entry, &plan.vm),
+            Some(_) => Base::default(),
         };
-        let opened = open(&self.entry, plan)?;
-        let (mut vm, mut agent, jail) = self.bring_up(plan, opened, &mut base)?;
         let limit = Duration::from_secs(u64::from(plan.vm.boot_timeout_s));
-        let started =
-            boot::spawn(&vm, plan, limit).map_err(|error| boot_failed("spawn", &vm, &error))?;
-        if let Some(set) = vm.observed() {
-            base.learn(&set);
-        }
+        let spawn = |guest: &dyn Guest| {
+            boot::spawn(guest, plan, limit).map_err(|error| boot_failed("spawn", guest, &error))
+        };
+        // The cgroup comes when all is open: an engine's may forbid every device.
+        let (guest, started, mut agent, jail, cgroup): (Box<dyn Guest>, _, _, _, _) =
+            match &plan.sandbox {
+                Some(sandbox) => {
+                    let shares = rootfs::assemble(&self.entry, plan).map_err(stage("rootfs"))?;
+                    let cgroup = enter_cgroup(plan)?;
+                    let joined = Membership::join(&self.store, sandbox, &plan.id, &shares);
+                    let (member, agent) = joined.map_err(stage("join"))?;
+                    let jail = jail::enter().map_err(stage("jail"))?;
+                    let started = spawn(&member)?;
+                    (Box::new(member), started, agent, jail, cgroup)
+                }
+                None => {
+                    let opened = open(&self.entry, plan)?;
+                    let cgroup = enter_cgroup(plan)?;
+                    let (mut vm, agent, jail) = self.bring_up(plan, opened, &mut base)?;
+                    let started = spawn(&vm)?;
+                    if let Some(set) = vm.observed() {
+                        base.learn(&set);
+                    }
+                    (Box::new(vm), started, agent, jail, cgroup)
+                }
+            };
         self.notice = base.notice;
         agent.marks.monitor = self.began;
         agent.marks.started = sys::monotonic_ns();
@@ -218,7 +239,7 @@ impl Monitor {
         self.entry.write_running(&running).map_err(stage("spawn"))?;
         let driver = Driver::new(Parts {
             plan,
-            guest: Box::new(vm),
+            guest,
             started,
             agent,
             log,
@@ -280,7 +301,7 @@ impl Monitor {
         if let Some(template) = base.template.take() {
             let kernel = template.kernel.clone();
             let spare = Opened {
-                kvm: open_kvm(&plan.vm).map_err(stage("open"))?,
+                kvm: opened.kvm.try_clone().map_err(stage("open"))?,
                 shares: rootfs::again(&opened.shares).map_err(stage("rootfs"))?,
                 console: open_console(&self.entry).map_err(stage("open"))?,
                 // A plan with a network has no template.
@@ -388,13 +409,11 @@ impl Monitor {
 
     /// The face may be gone: the container doesn't need it.
     fn say(&mut self, readiness: &Readiness) {
-        if let Ok(mut line) = serde_json::to_vec(readiness) {
+        if let (Ok(mut line), Some(mut pipe)) =
+            (serde_json::to_vec(readiness), self.readiness.take())
+        {
             line.push(b'\n');
-            let _ = self.readiness.write_all(&line);
-        }
-        // The pipe's end is what tells the face that all was said.
-        if let Ok(null) = File::open("/dev/null") {
-            self.readiness = null;
+            let _ = pipe.write_all(&line);
         }
     }
 }
@@ -454,6 +473,12 @@ fn open(entry: &Entry, plan: &Plan) -> Result<Opened, Failed> {
         console: open_console(entry).map_err(stage("open"))?,
         shares: rootfs::assemble(entry, plan).map_err(stage("rootfs"))?,
     })
+}
+
+fn enter_cgroup(plan: &Plan) -> Result<Option<Cgroup>, Failed> {
+    let planned = plan.host_cgroup();
+    let entered = planned.map(|planned| Cgroup::enter(&planned)).transpose();
+    Ok(entered.map_err(stage("open"))?.flatten())
 }
 
 fn open_kvm(vm: &PlannedVm) -> Result<OwnedFd, OpenError> {

@@ -2,10 +2,12 @@
 //! that callers look at.
 
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use hull_proto::{Frame, encode};
+
+use crate::control;
 
 const READ_CHUNK: usize = 64 * 1024;
 
@@ -82,6 +84,22 @@ impl Peer {
                 Ok(count) => {
                     return Some(&chunk[..count]);
                 }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return Some(&[]),
+            }
+        }
+    }
+
+    /// As [`Self::receive`], with the descriptors that come along.
+    pub(super) fn receive_with_fds<'a>(
+        &mut self,
+        chunk: &'a mut [u8],
+        descriptors: &mut Vec<OwnedFd>,
+    ) -> Option<&'a [u8]> {
+        loop {
+            match control::receive_with_fds(&self.socket, chunk, descriptors) {
+                Ok(count) => return Some(&chunk[..count]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return Some(&[]),

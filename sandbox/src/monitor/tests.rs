@@ -106,7 +106,7 @@ fn plan(change: impl FnOnce(&mut RunRequest)) -> Plan {
     let facts = HostFacts {
         cpus: 1,
         memory_bytes: 1 << 40,
-        files: Vec::new(),
+        ..HostFacts::default()
     };
     crate::plan::plan(&request, identity, &settings, &facts).unwrap()
 }

@@ -146,16 +146,7 @@ impl Vm {
     ) -> Result<(Self, Receiver<UnixStream>), VmError> {
         let (dial, streams) = mpsc::channel();
         let console = opened.console.tail();
-        let exports = opened.shares.into_iter().map(|share| FsExport {
-            name: share.name,
-            directory: share.directory,
-            read_only: share.read_only,
-            cache: if share.exclusive {
-                CachePolicy::Always
-            } else {
-                CachePolicy::Auto
-            },
-        });
+        let exports = opened.shares.into_iter().map(export);
         let mut network = opened.network;
         let taps = network.taps.drain(..).map(|device| Tap {
             device,
@@ -237,6 +228,19 @@ impl Vm {
     }
 }
 
+/// A directory as the file server takes it.
+fn export(share: SharedDirectory) -> FsExport {
+    FsExport {
+        name: share.name,
+        directory: share.directory,
+        read_only: share.read_only,
+        cache: match share.exclusive {
+            true => CachePolicy::Always,
+            false => CachePolicy::Auto,
+        },
+    }
+}
+
 impl Guest for Vm {
     fn connect(&self, port: u32) -> io::Result<UnixStream> {
         self.machine.vsock_connect(port)
@@ -278,6 +282,17 @@ impl Guest for Vm {
 
     fn resume(&self) {
         self.machine.resume();
+    }
+
+    fn show(&self, shares: Vec<SharedDirectory>) -> io::Result<()> {
+        let tree = self.machine.shares().ok_or(io::ErrorKind::Unsupported)?;
+        tree.add(shares.into_iter().map(export).collect())
+    }
+
+    fn hide(&self, names: &[String]) {
+        if let Some(tree) = self.machine.shares() {
+            tree.remove(names);
+        }
     }
 
     fn stop(&mut self) {

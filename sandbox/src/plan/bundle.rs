@@ -7,14 +7,15 @@
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceBuilder, LinuxNamespaceType, Mount,
-    MountBuilder, PosixRlimitBuilder, PosixRlimitType, Process, RootBuilder, Spec,
+    Linux, LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType,
+    Mount, MountBuilder, PosixRlimitBuilder, PosixRlimitType, Process, RootBuilder, Spec,
 };
 
 use crate::request::{BundleRequest, Root, RunRequest};
 use crate::settings::Settings;
 
 use super::mounts::NAMESPACES;
+use super::pod;
 use super::shape::{Export, ExportSource, FILE_NAME, ROOT_NAME};
 use super::{
     HostFacts, Identity, Plan, PlanError, PlannedRoot, SIGTERM, cgroup, guest_path, limits, machine,
@@ -38,7 +39,7 @@ const EVERYWHERE: [(i64, i64); 8] = [
     (5, 2),
 ];
 
-fn cannot(what: impl Into<String>, why: &'static str) -> PlanError {
+pub(super) fn cannot(what: impl Into<String>, why: &'static str) -> PlanError {
     PlanError::Bundle {
         what: what.into(),
         why,
@@ -57,21 +58,38 @@ pub(crate) fn plan(
     let tty = process.terminal().unwrap_or(false);
     let root = request.root()?;
     let read_only = spec.root().as_ref().and_then(|root| root.readonly());
-    let (exports, mounts) = mounts(spec.mounts().as_deref().unwrap_or_default(), facts)?;
+    if pod::is_sandbox(&spec) {
+        let whole = pod::resources(&spec)?;
+        if let Some(linux) = spec.linux_mut() {
+            linux.set_resources(Some(whole));
+        }
+    }
+    // What a sandbox shows is named by whom it shows it for.
+    let prefix = match facts.pod {
+        Some(_) => format!("{}.", identity.id),
+        None => String::new(),
+    };
+    let (exports, mounts) = mounts(&spec, &prefix, facts)?;
     let hostname = match spec.hostname() {
         Some(name) if !name.is_empty() => name.clone(),
         _ => identity.id.chars().take(12).collect(),
     };
     let linux = spec.linux().clone().unwrap_or_default();
     let cgroup = cgroup::of_bundle(&linux, &identity.id)?;
-    let shape = shape(&linux, facts);
-    let vm = machine::plan(&shape, settings, facts)?;
-    spec.set_linux(Some(self::linux(&linux)?))
+    let (vm, network) = match &facts.pod {
+        Some(pod) => (pod.vm.clone(), None),
+        None => {
+            let shape = shape(&linux, facts);
+            (machine::plan(&shape, settings, facts)?, shape.network)
+        }
+    };
+    let root_name = format!("{prefix}{ROOT_NAME}");
+    spec.set_linux(Some(self::linux(&linux, facts)?))
         .set_process(Some(process))
         .set_mounts(Some(mounts))
         .set_root(Some(
             RootBuilder::default()
-                .path(guest_path(ROOT_NAME))
+                .path(guest_path(&root_name))
                 .readonly(read_only.unwrap_or(false))
                 .build()?,
         ));
@@ -86,7 +104,7 @@ pub(crate) fn plan(
         labels: labels.into_iter().collect(),
         vm,
         root: PlannedRoot::Directory(root),
-        network: shape.network,
+        network,
         exports,
         spec,
         init: false,
@@ -96,6 +114,7 @@ pub(crate) fn plan(
         stop_timeout_s: settings.defaults.stop_timeout_s,
         held: true,
         bundle: Some(request.bundle.clone()),
+        sandbox: facts.pod.as_ref().map(|pod| pod.sandbox.clone()),
         cgroup,
         auto_remove: false,
         // Whoever made the bundle reads its output at the source.
@@ -176,7 +195,7 @@ fn shape(linux: &Linux, facts: &HostFacts) -> RunRequest {
     request
 }
 
-fn linux(asked: &Linux) -> Result<Linux, PlanError> {
+fn linux(asked: &Linux, facts: &HostFacts) -> Result<Linux, PlanError> {
     let mut linux = asked.clone();
     let has_user = asked
         .uid_mappings()
@@ -186,7 +205,7 @@ fn linux(asked: &Linux) -> Result<Linux, PlanError> {
         .into_iter()
         .chain(has_user.then_some(LinuxNamespaceType::User));
     let namespaces = kinds
-        .map(|kind| LinuxNamespaceBuilder::default().typ(kind).build())
+        .map(|kind| namespace(kind, asked, facts))
         .collect::<Result<Vec<_>, _>>()?;
     let devices = asked.devices().as_deref().unwrap_or_default();
     if let Some(device) = devices.iter().find(|device| !is_everywhere(device)) {
@@ -211,6 +230,24 @@ fn linux(asked: &Linux) -> Result<Linux, PlanError> {
     Ok(linux)
 }
 
+/// A namespace of the container's own, or its pod's.
+fn namespace(
+    kind: LinuxNamespaceType,
+    asked: &Linux,
+    facts: &HostFacts,
+) -> Result<LinuxNamespace, PlanError> {
+    let mut all = asked.namespaces().iter().flatten();
+    let path = match (all.find(|namespace| namespace.typ() == kind), &facts.pod) {
+        (Some(namespace), Some(pod)) => pod::shared(namespace, pod)?,
+        _ => None,
+    };
+    let new = LinuxNamespaceBuilder::default().typ(kind);
+    Ok(match path {
+        Some(path) => new.path(path).build()?,
+        None => new.build()?,
+    })
+}
+
 fn is_everywhere(device: &LinuxDevice) -> bool {
     let numbers = (device.major(), device.minor());
     match device.typ() {
@@ -221,12 +258,27 @@ fn is_everywhere(device: &LinuxDevice) -> bool {
 }
 
 /// The host's directories behind the mounts, and the mounts as the guest makes them.
-fn mounts(asked: &[Mount], facts: &HostFacts) -> Result<(Vec<Export>, Vec<Mount>), PlanError> {
+fn mounts(
+    spec: &Spec,
+    prefix: &str,
+    facts: &HostFacts,
+) -> Result<(Vec<Export>, Vec<Mount>), PlanError> {
+    // Engines bind a shm of theirs, which is the host's memory: the guest has its own.
+    let shared_memory = facts
+        .pod
+        .as_ref()
+        .is_none_or(|pod| pod.shared_memory && pod::shares(spec, LinuxNamespaceType::Ipc));
     let mut exports = Vec::new();
     let mut mounts = Vec::new();
-    for mount in asked {
+    for mount in spec.mounts().as_deref().unwrap_or_default() {
         if !is_bind(mount) {
             mounts.push(mount.clone());
+            continue;
+        }
+        if shared_memory && mount.destination() == Path::new("/dev/shm") {
+            let mut seen = mount.clone();
+            seen.set_source(Some(hull_proto::SHARED_MEMORY_DIR.into()));
+            mounts.push(seen);
             continue;
         }
         let source = mount.source().clone().unwrap_or_default();
@@ -234,7 +286,7 @@ fn mounts(asked: &[Mount], facts: &HostFacts) -> Result<(Vec<Export>, Vec<Mount>
             mounts.push(own);
             continue;
         }
-        let name = format!("v{}", exports.len());
+        let name = format!("{prefix}v{}", exports.len());
         let (shown, seen) = match facts.files.contains(&source) {
             true => (
                 ExportSource::File(source.clone()),
@@ -299,7 +351,6 @@ fn guests_own(mount: &Mount, source: &Path) -> Result<Option<Mount>, PlanError> 
     };
     let access = if has(mount, "ro") { "ro" } else { "rw" };
     let closed = ["nosuid", "noexec", "nodev"];
-    // Engines bind a shm of theirs, which is the host's memory: the guest has its own.
     if target == Path::new("/dev/shm") {
         let own = [&closed[..], &["mode=1777", "size=67108864"]].concat();
         return Ok(Some(new("tmpfs", &own)?));
@@ -372,6 +423,7 @@ mod tests {
             cpus: 4,
             memory_bytes: 8 << 30,
             files: vec!["/h/hosts".into()],
+            pod: None,
         };
         let settings = crate::plan::tests::settings();
         plan(&request, identity, &settings, &facts)
@@ -401,7 +453,7 @@ mod tests {
                 "proc",
                 "/run/hull/shares/v0/file",
                 "/run/hull/shares/v1",
-                "tmpfs",
+                "/run/hull/shm",
                 "sysfs"
             ]
         );

@@ -97,7 +97,7 @@ mod tests {
         HostFacts {
             cpus: 2,
             memory_bytes: 4 << 30,
-            files: Vec::new(),
+            ..HostFacts::default()
         }
     }
 

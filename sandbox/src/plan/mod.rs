@@ -13,6 +13,7 @@ mod cgroup;
 mod limits;
 mod machine;
 mod mounts;
+pub(crate) mod pod;
 mod process;
 mod shape;
 #[cfg(test)]
@@ -34,8 +35,9 @@ pub use cgroup::PlannedCgroup;
 pub(crate) use limits::update;
 pub use machine::MIN_MEMORY_BYTES;
 pub(crate) use machine::plan as machine;
+pub use pod::PodFacts;
+pub(crate) use shape::FILE_NAME;
 pub use shape::{Export, ExportSource, Plan, PlannedImage, PlannedRoot, PlannedVm};
-pub(crate) use shape::{FILE_NAME, ROOT_NAME};
 
 /// SIGTERM, what a container is asked to stop with when nobody says.
 const SIGTERM: u8 = 15;
@@ -52,7 +54,7 @@ pub struct Identity {
 }
 
 /// What a plan must know of the host.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct HostFacts {
     /// Processors.
     pub cpus: u32,
@@ -60,6 +62,8 @@ pub struct HostFacts {
     pub memory_bytes: u64,
     /// Those of the request's volume sources that are no directories.
     pub files: Vec<PathBuf>,
+    /// The pod that the container joins.
+    pub pod: Option<PodFacts>,
 }
 
 /// A request that can't be met.
@@ -210,6 +214,7 @@ pub(crate) fn plan(
             .unwrap_or(settings.defaults.stop_timeout_s),
         held: false,
         bundle: None,
+        sandbox: None,
         cgroup: None,
         auto_remove: request.auto_remove,
         log_limit_bytes: settings.defaults.log_limit_bytes,

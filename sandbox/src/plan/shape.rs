@@ -1,8 +1,9 @@
 //! The shapes of a plan, as `plan.json` holds them.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use hull_proto::SHARED_MEMORY_DIR;
 use jiff::Timestamp;
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
@@ -54,6 +55,9 @@ pub struct Plan {
     /// The OCI bundle it came from, if any.
     #[serde(default)]
     pub bundle: Option<PathBuf>,
+    /// The container in whose VM it runs, if it has none of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<String>,
     /// The monitor's cgroup on the host, where its engine names one or a limit needs it; see
     /// [`Plan::host_cgroup`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -76,6 +80,21 @@ impl Plan {
             .as_ref()
             .and_then(|process| process.args().as_deref())
             .unwrap_or_default()
+    }
+}
+
+impl Plan {
+    /// The name of its root in the tree that the guest sees.
+    pub(crate) fn root_name(&self) -> &str {
+        let root = self.spec.root().as_ref();
+        let name = root.and_then(|root| root.path().file_name()?.to_str());
+        name.unwrap_or(ROOT_NAME)
+    }
+
+    /// Whether it has memory that other containers of its VM may share.
+    pub(crate) fn has_shared_memory(&self) -> bool {
+        let mut mounts = self.spec.mounts().iter().flatten();
+        mounts.any(|mount| mount.source().as_deref() == Some(Path::new(SHARED_MEMORY_DIR)))
     }
 }
 
@@ -154,6 +173,6 @@ pub enum ExportSource {
 /// The name of the one file that an [`ExportSource::File`] shows.
 pub(crate) const FILE_NAME: &str = "file";
 /// The name of the container's root among the exports.
-pub(crate) const ROOT_NAME: &str = "root";
+pub(super) const ROOT_NAME: &str = "root";
 /// The name of [`ExportSource::Identity`] among the exports.
 pub(super) const IDENTITY_NAME: &str = "identity";

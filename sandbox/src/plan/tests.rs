@@ -27,11 +27,18 @@ pub(super) fn settings() -> Settings {
     }
 }
 
+/// A VM of no special kind.
+pub(super) fn vm() -> PlannedVm {
+    let request = RunRequest::new(Root::Directory("/".into()));
+    machine(&request, &settings(), &facts()).unwrap()
+}
+
 fn facts() -> HostFacts {
     HostFacts {
         cpus: 4,
         memory_bytes: 8 << 30,
         files: vec!["/host/file".into()],
+        pod: None,
     }
 }
 

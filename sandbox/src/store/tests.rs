@@ -27,7 +27,7 @@ fn create(store: &Store, settings: &Settings, name: Option<&str>) -> Result<Entr
         let facts = HostFacts {
             cpus: 1,
             memory_bytes: 1 << 40,
-            files: Vec::new(),
+            ..HostFacts::default()
         };
         Ok(crate::plan::plan(&request, identity, settings, &facts).unwrap())
     };

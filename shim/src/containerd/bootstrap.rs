@@ -30,6 +30,11 @@ const MAX_VERSION: &str = "MAX_SHIM_VERSION";
 const SOCKETS: &str = "/run/containerd/s";
 /// Where a bundle says where its shim listens: for containerd 1.6 when it comes back.
 pub(crate) const ADDRESS_FILE: &str = "address";
+/// The annotations by which containers have one shim, as containerd's own has them.
+const GROUPS: [&str; 2] = [
+    "io.containerd.runc.v2.group",
+    "io.kubernetes.cri.sandbox-id",
+];
 /// Most that is read of stdin, in bytes; containerd's own limit.
 const MAX_INPUT: u64 = 10 << 20;
 /// How hard a shim may be to kill at least when memory is short, as containerd's own have it.
@@ -59,7 +64,8 @@ struct Wanted {
 
 /// Starts a shim that listens, and says where.
 pub(crate) fn start(flags: &Flags) -> anyhow::Result<()> {
-    let wanted = wanted(flags, &input()?, |name| env::var(name).ok())?;
+    let group = group(Path::new(".")).unwrap_or_else(|| flags.id.clone());
+    let wanted = wanted(flags, &group, &input()?, |name| env::var(name).ok())?;
     let path = wanted.sockets.join(&wanted.socket_name);
     let address = format!("unix://{}", path.display());
     if let Some(listener) = listen(&path)? {
@@ -90,6 +96,7 @@ fn input() -> anyhow::Result<Vec<u8>> {
 
 fn wanted(
     flags: &Flags,
+    group: &str,
     input: &[u8],
     variable: impl Fn(&str) -> Option<String>,
 ) -> anyhow::Result<Wanted> {
@@ -111,7 +118,7 @@ fn wanted(
             (protocol, params)
         }
     };
-    let socket_name = socket_name(&params.containerd_grpc_address, flags);
+    let socket_name = socket_name(&params.containerd_grpc_address, &flags.namespace, group);
     let sockets = params.socket_dir.as_deref().filter(|dir| !dir.is_empty());
     Ok(Wanted {
         protocol,
@@ -128,14 +135,24 @@ fn wanted(
     })
 }
 
-/// Where a shim listens that was started by flags.
+/// Whose shim serves the container of a bundle, if not its own. What is wrong with a bundle is
+/// said when its container is made.
+fn group(bundle: &Path) -> Option<String> {
+    let spec = hull_shim::bundle::config(bundle).ok()?;
+    let annotations = spec.annotations().as_ref()?;
+    let group = GROUPS.iter().find_map(|name| annotations.get(*name));
+    group.filter(|group| !group.is_empty()).cloned()
+}
+
+/// Where a shim of its own listens that was started by flags.
 pub(crate) fn socket(flags: &Flags) -> PathBuf {
-    Path::new(SOCKETS).join(socket_name(&flags.address, flags))
+    let name = socket_name(&flags.address, &flags.namespace, &flags.id);
+    Path::new(SOCKETS).join(name)
 }
 
 /// Containerd's own rule.
-fn socket_name(address: &str, flags: &Flags) -> String {
-    let about = Path::new(address).join(&flags.namespace).join(&flags.id);
+fn socket_name(address: &str, namespace: &str, group: &str) -> String {
+    let about = Path::new(address).join(namespace).join(group);
     let digest = Sha256::digest(about.as_os_str().as_encoded_bytes());
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -262,7 +279,7 @@ mod tests {
             TTRPC_ADDRESS => Some("/a.ttrpc".to_owned()),
             _ => None,
         };
-        wanted(&flags(), input, variable).unwrap()
+        wanted(&flags(), "c1", input, variable).unwrap()
     }
 
     #[test]
@@ -314,6 +331,18 @@ mod tests {
             ..params
         };
         assert!(message(&flags(), &other.write_to_bytes().unwrap()).is_err());
+    }
+
+    #[test]
+    fn a_pods_containers_have_one_shim() {
+        let bundle = tempfile::tempdir().unwrap();
+        assert_eq!(group(bundle.path()), None);
+        let config = json!({
+            "ociVersion": "1.0.2",
+            "annotations": {"io.kubernetes.cri.sandbox-id": "s1"},
+        });
+        fs::write(bundle.path().join("config.json"), config.to_string()).unwrap();
+        assert_eq!(group(bundle.path()).as_deref(), Some("s1"));
     }
 
     #[test]

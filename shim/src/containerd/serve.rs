@@ -4,6 +4,7 @@ use std::env;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, IntoRawFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,18 +58,22 @@ pub(crate) fn serve(flags: &Flags) -> anyhow::Result<()> {
     log::info!("serves container {}", flags.id);
     service.until_shut_down();
     events.close(LAST_EVENTS);
+    drop(server.stop_listen());
     // What is left of it, `delete` gets.
     let _ = remove_socket(&bundle, &socket(flags));
     Ok(())
 }
 
-/// Removes the socket of a bundle's shim; `otherwise` is where it is if the shim that was to say
-/// so didn't come to it.
+/// Removes the socket of a bundle's shim, unless the shim goes on for others of its pod;
+/// `otherwise` is where it is if the shim that was to say so didn't come to it.
 pub(crate) fn remove_socket(bundle: &Path, otherwise: &Path) -> io::Result<()> {
     let path = match fs::read_to_string(bundle.join(ADDRESS_FILE)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => otherwise.to_owned(),
         address => PathBuf::from(address?.trim().trim_start_matches("unix://")),
     };
+    if UnixStream::connect(&path).is_ok() {
+        return Ok(());
+    }
     match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed,

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use hull_sandbox::Stdio;
-use hull_sandbox::control::send_with_fd;
+use hull_sandbox::control::send_with_fds;
 use rustix::fs::{Mode, OFlags};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
@@ -45,7 +45,7 @@ fn make(socket: &Path) -> anyhow::Result<OwnedFd> {
     modes.make_raw();
     tcsetattr(&slave, OptionalActions::Now, &modes).context("cannot set the terminal's modes")?;
     UnixStream::connect(socket)
-        .and_then(|engine| send_with_fd(&engine, name.as_bytes(), &master))
+        .and_then(|engine| send_with_fds(&engine, name.as_bytes(), &[master.as_fd()]))
         .with_context(|| format!("cannot send the terminal to \"{}\"", socket.display()))?;
     Ok(slave)
 }

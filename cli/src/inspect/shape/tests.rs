@@ -59,6 +59,7 @@ fn plan() -> Plan {
         stop_timeout_s: 10,
         held: false,
         bundle: None,
+        sandbox: None,
         cgroup: None,
         auto_remove: false,
         log_limit_bytes: 1,

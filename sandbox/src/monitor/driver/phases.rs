@@ -26,7 +26,7 @@ pub(in crate::monitor) struct Record {
 
 impl Record {
     /// Writes what changed.
-    fn enter(&mut self, phase: Phase) -> Result<(), StoreError> {
+    pub(super) fn enter(&mut self, phase: Phase) -> Result<(), StoreError> {
         self.running.phase = phase;
         match &self.entry {
             Some(entry) => entry.write_running(&self.running),
@@ -80,6 +80,14 @@ impl Driver<'_> {
                 Phase::Paused => "paused already",
             };
             return client.refuse(&format!("the container is {state}"));
+        }
+        if self.frozen || to == Phase::Paused && self.shares_guest() {
+            self.frozen = to == Phase::Paused;
+            let request = hull_proto::Request::Freeze {
+                id: self.plan.id.clone(),
+                frozen: to == Phase::Paused,
+            };
+            return self.question_then(client, &request, Some(to));
         }
         match to {
             Phase::Paused => self.guest.pause(),

@@ -54,12 +54,9 @@ impl Questions {
         (!self.peer.is_gone()).then(|| (self.peer.as_fd(), wanted))
     }
 
-    fn ask(&mut self, request: &hull_proto::Request) -> Result<u64, &'static str> {
+    pub(super) fn ask(&mut self, request: &hull_proto::Request) -> Result<u64, &'static str> {
         if self.peer.is_gone() {
             return Err("the guest's agent answers no more questions");
-        }
-        if self.asked.len() >= MAX_QUESTIONS {
-            return Err("too many questions wait for the guest's answers");
         }
         let mut line = Vec::new();
         if encode_line(request, &mut line).is_err() {
@@ -98,13 +95,30 @@ impl Questions {
 impl Driver<'_> {
     /// Passes a client's question on.
     pub(super) fn question(&mut self, client: &mut Client, request: &hull_proto::Request) {
-        if self.phase() == Phase::Paused {
+        self.question_then(client, request, None);
+    }
+
+    /// As [`Self::question`]; when the answer is good, the container is in phase `then`.
+    pub(super) fn question_then(
+        &mut self,
+        client: &mut Client,
+        request: &hull_proto::Request,
+        then: Option<Phase>,
+    ) {
+        if self.phase() == Phase::Paused && !self.frozen {
             return client.refuse("the container is paused: its guest can't answer");
+        }
+        if self.questions.asked.len() >= MAX_QUESTIONS {
+            return client.refuse("too many questions wait for the guest's answers");
         }
         match self.questions.ask(request) {
             Ok(number) => {
                 let until = Instant::now() + self.questions.patience;
-                client.role = Role::Questioning { number, until };
+                client.role = Role::Questioning {
+                    number,
+                    until,
+                    then,
+                };
             }
             Err(why) => client.refuse(why),
         }
@@ -113,10 +127,29 @@ impl Driver<'_> {
     /// Hands the agent's answers to whoever asked.
     pub(super) fn answers(&mut self) {
         for (number, reply) in self.questions.hear(&mut self.chunk) {
-            let asked = |client: &&mut Client| matches!(client.role, Role::Questioning { number: own, .. } if own == number);
-            if let Some(client) = self.clients.iter_mut().find(asked) {
-                client.reply(&fitting(translated(reply)));
+            if self.answer_member(number, &reply) {
+                continue;
             }
+            let asked = self
+                .clients
+                .iter_mut()
+                .find_map(|client| match client.role {
+                    Role::Questioning {
+                        number: own, then, ..
+                    } if own == number => Some((client, then)),
+                    _ => None,
+                });
+            let Some((client, then)) = asked else {
+                continue;
+            };
+            let mut reply = fitting(translated(reply));
+            if let (Reply::Ok, Some(phase)) = (&reply, then)
+                && let Err(error) = self.record.enter(phase)
+            {
+                let message = error.to_string();
+                reply = Reply::Error { message };
+            }
+            client.reply(&reply);
         }
         if self.questions.peer.is_gone() {
             self.refuse_questions(|_| true, "the guest's agent closed its control stream");

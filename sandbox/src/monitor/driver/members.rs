@@ -1,0 +1,150 @@
+//! The other containers of a pod, in the sandbox's guest: each has a monitor of its own, which
+//! holds all of it but the VM, and a connection here that lasts as long as it does.
+//!
+//! Owns: what the guest is shown for them, and their questions to the agent. Refuses those of one
+//! about another. A connection that ends, however it does, ends its container; the socket is
+//! closed when nothing of it is left in the guest.
+
+use std::collections::VecDeque;
+use std::os::unix::net::UnixStream;
+
+use hull_proto::{LineDecoder, Request, encode_line};
+
+use crate::control::{JoiningShare, Reply};
+use crate::rootfs::SharedDirectory;
+
+use super::super::client::{Client, Role};
+use super::Driver;
+
+/// A container that joined.
+#[derive(Debug)]
+pub(in crate::monitor) struct Member {
+    id: String,
+    names: Vec<String>,
+    /// What it asks of the agent.
+    pub(in crate::monitor) lines: LineDecoder,
+    /// The numbers of its questions that have no answer yet.
+    asked: VecDeque<u64>,
+}
+
+/// One that left, until the agent has ended what it left.
+#[derive(Debug)]
+pub(super) struct Parting {
+    number: u64,
+    names: Vec<String>,
+    /// Open for as long as its monitor is to wait.
+    _socket: Option<UnixStream>,
+}
+
+impl Driver<'_> {
+    /// Shows the guest what a container brings.
+    pub(super) fn join(&mut self, client: &mut Client, id: String, shares: Vec<JoiningShare>) {
+        if self.plan.sandbox.is_some() {
+            return client.refuse("its virtual machine is another container's");
+        }
+        let descriptors = std::mem::take(&mut client.descriptors);
+        if descriptors.len() != shares.len() {
+            return client.refuse("the directories didn't come along");
+        }
+        let names: Vec<String> = shares.iter().map(|share| share.name.clone()).collect();
+        let shown = shares.into_iter().zip(descriptors);
+        let shown = shown.map(|(share, directory)| SharedDirectory {
+            name: share.name,
+            directory,
+            read_only: share.read_only,
+            exclusive: false,
+        });
+        if let Err(error) = self.guest.show(shown.collect()) {
+            return client.refuse(&format!(
+                "cannot show its directories to the guest: {error}"
+            ));
+        }
+        self.members += 1;
+        client.answer(&Reply::Ok);
+        client.role = Role::Member(Member {
+            id,
+            names,
+            lines: LineDecoder::default(),
+            asked: VecDeque::new(),
+        });
+    }
+
+    /// Whether the guest is others', too.
+    pub(super) fn shares_guest(&self) -> bool {
+        self.plan.sandbox.is_some() || self.members > 0
+    }
+
+    /// Passes on what a member asks of the agent.
+    pub(super) fn pass_on(&mut self, client: &mut Client) {
+        let Role::Member(member) = &mut client.role else {
+            return;
+        };
+        loop {
+            match member.lines.take::<Request>() {
+                Ok(None) => return,
+                Ok(Some(request)) if subject(&request) == Some(&member.id) => {
+                    match self.questions.ask(&request) {
+                        Ok(number) => member.asked.push_back(number),
+                        Err(_) => return client.peer.mark_gone(),
+                    }
+                }
+                Ok(Some(_)) | Err(_) => return client.peer.mark_gone(),
+            }
+        }
+    }
+
+    /// The agent's answer to a member's question; `false` if it is none.
+    pub(super) fn answer_member(&mut self, number: u64, reply: &hull_proto::Reply) -> bool {
+        if let Some(index) = self.parting.iter().position(|known| known.number == number) {
+            let parted = self.parting.swap_remove(index);
+            self.guest.hide(&parted.names);
+            return true;
+        }
+        for client in &mut self.clients {
+            if let Role::Member(member) = &mut client.role
+                && member.asked.front() == Some(&number)
+            {
+                member.asked.pop_front();
+                let mut line = Vec::new();
+                match encode_line(reply, &mut line) {
+                    Ok(()) => client.peer.send(&line),
+                    Err(_) => client.peer.mark_gone(),
+                }
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Ends the container of a member whose connection has ended.
+    pub(super) fn part(&mut self, client: &mut Client) {
+        let Role::Member(member) = std::mem::replace(&mut client.role, Role::Leaving) else {
+            return;
+        };
+        self.members -= 1;
+        // Without an agent there is no process either.
+        match self.questions.ask(&Request::Remove { id: member.id }) {
+            Ok(number) => self.parting.push(Parting {
+                number,
+                names: member.names,
+                _socket: client.peer.socket().try_clone().ok(),
+            }),
+            Err(_) => self.guest.hide(&member.names),
+        }
+    }
+}
+
+/// Whom a request is about, of those that a member may make.
+fn subject(request: &Request) -> Option<&String> {
+    match request {
+        Request::Stats { id }
+        | Request::Processes { id, .. }
+        | Request::Update { id, .. }
+        | Request::Freeze { id, .. } => Some(id),
+        Request::Setup(_)
+        | Request::Settle
+        | Request::Shutdown
+        | Request::Ping
+        | Request::Remove { .. } => None,
+    }
+}
