@@ -66,6 +66,7 @@ pub(crate) fn spec(data: &[u8]) {
     match spawn {
         Spawn::Container(start) => drop(start.spec.read::<Spec>()),
         Spawn::Exec(start) => drop(start.process.read::<Process>()),
+        Spawn::Connect { .. } => {}
     }
 }
 

@@ -14,6 +14,7 @@ mod boot;
 mod caps;
 mod cgroup;
 mod command;
+mod connect;
 mod container;
 mod control;
 mod fault;

@@ -18,6 +18,7 @@ use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use rustix::process::Pid;
 
 use crate::cgroup::OomWatch;
+use crate::connect;
 use crate::container::Containers;
 use crate::fault::Fault;
 use crate::relay::{Output, Relay};
@@ -224,8 +225,9 @@ impl Session {
 
     fn spawn(&mut self, spawn: &Spawn, containers: &mut Containers) {
         let (id, born) = match spawn {
-            Spawn::Container(start) => (&start.id, containers.start(start)),
-            Spawn::Exec(start) => (&start.id, containers.exec(start)),
+            Spawn::Container(start) => (start.id.as_str(), containers.start(start)),
+            Spawn::Exec(start) => (start.id.as_str(), containers.exec(start)),
+            Spawn::Connect { port } => ("", connect::to(*port)),
         };
         let is_first = matches!(spawn, Spawn::Container(_));
         let adopted = born.and_then(|born| self.adopt(id, born, is_first, containers));

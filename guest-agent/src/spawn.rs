@@ -53,9 +53,10 @@ pub(crate) struct Born {
 
 /// The child's ends.
 #[derive(Debug)]
-struct Ends {
-    line: OwnedFd,
-    pipes: Option<[OwnedFd; 3]>,
+pub(crate) struct Ends {
+    pub(crate) line: OwnedFd,
+    /// Its stdin, stdout and stderr; none if it is to have a terminal.
+    pub(crate) pipes: Option<[OwnedFd; 3]>,
 }
 
 /// Makes the first process of a container, and opens it.
@@ -105,6 +106,21 @@ pub(crate) fn another(container: &Container, process: &Process) -> Result<Born, 
         keep: Some(pidfd.as_fd()),
     };
     birth(&wanted, |ends| become_another(container, process, ends)).map(|(born, _)| born)
+}
+
+/// Makes a process of the agent's own, in no container.
+///
+/// # Errors
+/// If it can't be made; what fails later comes over its line.
+pub(crate) fn beside(child: impl FnOnce(Ends) -> Result<Infallible, Fault>) -> Result<Born, Fault> {
+    let wanted = Wanted {
+        terminal: false,
+        pid_namespace: None,
+        flags: 0,
+        cgroup: None,
+        keep: None,
+    };
+    birth(&wanted, child).map(|(born, _)| born)
 }
 
 struct Wanted<'a> {

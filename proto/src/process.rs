@@ -13,6 +13,12 @@ pub enum Spawn {
     Container(Box<ContainerStart>),
     /// Runs another process in a container that runs.
     Exec(Box<ExecStart>),
+    /// Connects to a port of the guest's own address: what goes in on stdin comes out there, what
+    /// comes back is stdout.
+    Connect {
+        /// The TCP port.
+        port: u16,
+    },
 }
 
 /// A document of the OCI runtime spec, passed on unread: what it may hold is between the plan

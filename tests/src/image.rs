@@ -113,13 +113,21 @@ impl Image {
     /// # Panics
     /// When the disk refuses.
     pub fn save(&self, archive: &Path) {
+        self.save_as(archive, [(PLAIN, plain()), (CONFIGURED, configured())]);
+    }
+
+    /// Writes its layer as a docker-archive of images with these names and configurations.
+    ///
+    /// # Panics
+    /// When the disk refuses.
+    pub fn save_as<const N: usize>(&self, archive: &Path, images: [(&str, Value); N]) {
         let layer = archive.with_extension("layer");
         fs::write(&layer, &self.layer).expect("write the layer");
         let diff_id = format!("sha256:{}", sha256(&layer));
         fs::remove_file(&layer).expect("remove the layer");
         let mut tar = Builder::new(Vec::new());
         let mut manifest = Vec::new();
-        for (name, config) in [(PLAIN, plain()), (CONFIGURED, configured())] {
+        for (name, config) in images {
             let file = format!("{}.json", name.replace(':', "-"));
             let config = json!({
                 "architecture": "amd64",
@@ -179,7 +187,9 @@ impl Default for Image {
     }
 }
 
-fn plain() -> Value {
+/// The plain image's configuration.
+#[must_use]
+pub fn plain() -> Value {
     json!({
         "Env": [format!("PATH={PATH}"), "FROM_IMAGE=yes"],
         "Cmd": ["sh", "-c", "echo no command was given"],

@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use cargo_metadata::{Message, TargetKind};
 use hull_tests::host::{Host, Options, packages};
 
+use crate::check::BUILD_TOOLS;
 use crate::{report, stage};
 
 /// Programs that the suites drive beside Hull's own.
@@ -32,6 +33,8 @@ const TOOLS: &[(&str, &str)] = &[
     ("iptables", "iptables"),
     ("/usr/lib/podman/netavark", "netavark"),
     ("containerd", "containerd"),
+    ("catatonit", "catatonit"),
+    ("/usr/lib/cni/bridge", "containernetworking-plugins"),
     ("runc", "runc"),
     (
         "/etc/containers/policy.json",
@@ -50,6 +53,7 @@ const HOSTS: &[&str] = &["default", "second"];
 
 /// Runs everything, or only the system suites that are named.
 pub(crate) fn run(suites: &[String]) -> Result<()> {
+    packages::ensure(BUILD_TOOLS, &report("test"))?;
     packages::ensure(TOOLS, &report("test"))?;
     let prefix = stage::stage()?;
     if suites.is_empty() {

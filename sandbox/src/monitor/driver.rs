@@ -470,13 +470,7 @@ impl<'a> Driver<'a> {
         let id = || self.plan.id.clone();
         match envelope.request {
             Request::Ping => client.reply(&Reply::Ok),
-            Request::Inspect => client.reply(&Reply::Inspect(Report {
-                pid: std::process::id(),
-                attached,
-                jail: self.jail.clone(),
-                marks: self.marks,
-                fs_requests: self.guest.fs_requests(),
-            })),
+            Request::Inspect => client.reply(&Reply::Inspect(self.report(attached))),
             Request::Wait => client.role = Role::Waiting,
             Request::Signal { signal, all } => {
                 self.signal(signal, all);
@@ -521,6 +515,16 @@ impl<'a> Driver<'a> {
                 client.role = Role::AwaitingOom { seen };
                 client.tell_oom(self.oom_kills);
             }
+        }
+    }
+
+    fn report(&self, attached: usize) -> Report {
+        Report {
+            pid: std::process::id(),
+            attached,
+            jail: self.jail.clone(),
+            marks: self.marks,
+            fs_requests: self.guest.fs_requests(),
         }
     }
 

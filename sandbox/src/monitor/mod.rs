@@ -14,6 +14,7 @@ mod boot;
 mod carrier;
 mod client;
 mod driver;
+mod forward;
 mod guest;
 mod jail;
 mod journal;
@@ -54,7 +55,7 @@ use crate::store::{Entry, Store, lock};
 use crate::sys;
 
 use base::Base;
-use boot::{Agent, BootError};
+use boot::{Agent, BootError, Started};
 use carrier::{Carrier, Waiting};
 use driver::{Driver, End, Finished, Parts, Record};
 use guest::Guest;
@@ -120,6 +121,15 @@ struct Monitor {
     began: u64,
     /// What whoever started the container should hear.
     notice: Option<String>,
+}
+
+/// Where a first process runs.
+struct Place {
+    guest: Box<dyn Guest>,
+    started: Started,
+    agent: Agent,
+    jail: Vec<String>,
+    cgroup: Option<Cgroup>,
 }
 
 /// A start that stopped at a stage.
@@ -190,39 +200,16 @@ impl Monitor {
         let log = LogWriter::open(self.entry.log_path(), plan.log_limit_bytes)
             .map_err(OpenError::log(&self.entry))
             .map_err(stage("open"))?;
-        // A guest that is to be copied belongs to nobody, and to no container's share.
-        let mut base = match &plan.sandbox {
-            None => Base::find(&self.entry, &plan.vm),
-            Some(_) => Base::default(),
+        let Place {
+            guest,
+            started,
+            mut agent,
+            jail,
+            cgroup,
+        } = match &plan.sandbox {
+            Some(sandbox) => self.join(plan, sandbox)?,
+            None => self.bring_up(plan)?,
         };
-        let limit = Duration::from_secs(u64::from(plan.vm.boot_timeout_s));
-        let spawn = |guest: &dyn Guest| {
-            boot::spawn(guest, plan, limit).map_err(|error| boot_failed("spawn", guest, &error))
-        };
-        // The cgroup comes when all is open: an engine's may forbid every device.
-        let (guest, started, mut agent, jail, cgroup): (Box<dyn Guest>, _, _, _, _) =
-            match &plan.sandbox {
-                Some(sandbox) => {
-                    let shares = rootfs::assemble(&self.entry, plan).map_err(stage("rootfs"))?;
-                    let cgroup = enter_cgroup(plan)?;
-                    let joined = Membership::join(&self.store, sandbox, &plan.id, &shares);
-                    let (member, agent) = joined.map_err(stage("join"))?;
-                    let jail = jail::enter().map_err(stage("jail"))?;
-                    let started = spawn(&member)?;
-                    (Box::new(member), started, agent, jail, cgroup)
-                }
-                None => {
-                    let opened = open(&self.entry, plan)?;
-                    let cgroup = enter_cgroup(plan)?;
-                    let (mut vm, agent, jail) = self.bring_up(plan, opened, &mut base)?;
-                    let started = spawn(&vm)?;
-                    if let Some(set) = vm.observed() {
-                        base.learn(&set);
-                    }
-                    (Box::new(vm), started, agent, jail, cgroup)
-                }
-            };
-        self.notice = base.notice;
         agent.marks.monitor = self.began;
         agent.marks.started = sys::monotonic_ns();
         let running = Running {
@@ -258,8 +245,47 @@ impl Monitor {
         Ok((driver, carrier.map_err(stage("spawn"))?, cgroup))
     }
 
+    /// A first process in a VM of its own.
+    fn bring_up(&mut self, plan: &Plan) -> Result<Place, Failed> {
+        // A guest that is to be copied belongs to nobody, and to no container's share.
+        let mut base = Base::find(&self.entry, &plan.vm);
+        let opened = open(&self.entry, plan)?;
+        let cgroup = enter_cgroup(plan)?;
+        let (mut vm, agent, jail) = self.awaken(plan, opened, &mut base)?;
+        let started = spawn(&vm, plan)?;
+        if let Some(set) = vm.observed() {
+            base.learn(&set);
+        }
+        vm.forward();
+        self.notice = base.notice;
+        Ok(Place {
+            guest: Box::new(vm),
+            started,
+            agent,
+            jail,
+            cgroup,
+        })
+    }
+
+    /// A first process in the VM of a pod's sandbox.
+    fn join(&self, plan: &Plan, sandbox: &str) -> Result<Place, Failed> {
+        let shares = rootfs::assemble(&self.entry, plan).map_err(stage("rootfs"))?;
+        let cgroup = enter_cgroup(plan)?;
+        let joined = Membership::join(&self.store, sandbox, &plan.id, &shares);
+        let (member, agent) = joined.map_err(stage("join"))?;
+        let jail = jail::enter().map_err(stage("jail"))?;
+        let started = spawn(&member, plan)?;
+        Ok(Place {
+            guest: Box::new(member),
+            started,
+            agent,
+            jail,
+            cgroup,
+        })
+    }
+
     /// From what was opened to an agent that has its identity.
-    fn bring_up(
+    fn awaken(
         &mut self,
         plan: &Plan,
         opened: Opened,
@@ -475,6 +501,12 @@ fn open(entry: &Entry, plan: &Plan) -> Result<Opened, Failed> {
     })
 }
 
+fn spawn(guest: &dyn Guest, plan: &Plan) -> Result<Started, Failed> {
+    let limit = Duration::from_secs(u64::from(plan.vm.boot_timeout_s));
+    boot::spawn(guest, plan, limit).map_err(|error| boot_failed("spawn", guest, &error))
+}
+
+/// To be entered when all is open: an engine's may forbid every device.
 fn enter_cgroup(plan: &Plan) -> Result<Option<Cgroup>, Failed> {
     let planned = plan.host_cgroup();
     let entered = planned.map(|planned| Cgroup::enter(&planned)).transpose();

@@ -1,5 +1,7 @@
 //! The driver against a guest of our own: no VM, the same streams.
 
+mod members;
+
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -14,6 +16,7 @@ use super::*;
 use crate::control::{self, Reply, Request};
 use crate::plan::{HostFacts, Identity};
 use crate::request::{Root, RunRequest};
+use crate::rootfs::SharedDirectory;
 use crate::settings::Settings;
 use crate::stream::ProcessStream;
 
@@ -22,6 +25,7 @@ struct Fake {
     ended: Arc<OwnedFd>,
     ending: Arc<Mutex<Option<String>>>,
     streams: Sender<UnixStream>,
+    shown: Arc<Mutex<Vec<String>>>,
 }
 
 impl Guest for Fake {
@@ -43,6 +47,19 @@ impl Guest for Fake {
         Vec::new()
     }
 
+    fn show(&self, shares: Vec<SharedDirectory>) -> io::Result<()> {
+        let names = shares.into_iter().map(|share| share.name);
+        self.shown.lock().unwrap().extend(names);
+        Ok(())
+    }
+
+    fn hide(&self, names: &[String]) {
+        self.shown
+            .lock()
+            .unwrap()
+            .retain(|name| !names.contains(name));
+    }
+
     fn stop(&mut self) {
         self.ending
             .lock()
@@ -61,6 +78,8 @@ struct Bench {
     streams: Receiver<UnixStream>,
     ended: Arc<OwnedFd>,
     ending: Arc<Mutex<Option<String>>>,
+    /// What the guest is shown beside its own.
+    shown: Arc<Mutex<Vec<String>>>,
     driver: JoinHandle<(ExitRecord, Vec<u8>)>,
 }
 
@@ -137,10 +156,12 @@ fn patient_bench(change: impl FnOnce(&mut RunRequest), patience: Duration) -> Be
     let (streams_in, streams) = mpsc::channel();
     let ended = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
     let ending = Arc::new(Mutex::new(None));
+    let shown = Arc::default();
     let guest = Fake {
         ended: Arc::clone(&ended),
         ending: Arc::clone(&ending),
         streams: streams_in,
+        shown: Arc::clone(&shown),
     };
     let listener = UnixListener::bind(directory.path().join("control.sock")).unwrap();
     let log_path = directory.path().join("log.json");
@@ -148,7 +169,7 @@ fn patient_bench(change: impl FnOnce(&mut RunRequest), patience: Duration) -> Be
         let mut driver = Driver::new(Parts {
             plan: &plan,
             guest: Box::new(guest),
-            started: boot::Started {
+            started: Started {
                 peer: peer::Peer::new(near).unwrap(),
                 decoder: Decoder::new(MAX_FROM_GUEST),
                 guest_pid: 7,
@@ -183,6 +204,7 @@ fn patient_bench(change: impl FnOnce(&mut RunRequest), patience: Duration) -> Be
         streams,
         ended,
         ending,
+        shown,
         driver,
     };
     let started = Some(Frame::Started { pid: 7 });
@@ -403,13 +425,17 @@ fn noise_and_strangers_on_the_control_socket_change_nothing() {
 
 /// What the agent is asked next.
 fn asked(questions: &mut UnixStream) -> hull_proto::Request {
+    line_of(questions)
+}
+
+fn line_of<T: serde::de::DeserializeOwned>(stream: &mut UnixStream) -> T {
     let mut lines = hull_proto::LineDecoder::default();
     let mut byte = [0];
     loop {
-        questions.read_exact(&mut byte).unwrap();
+        stream.read_exact(&mut byte).unwrap();
         lines.feed(&byte);
-        if let Some(request) = lines.take().unwrap() {
-            return request;
+        if let Some(line) = lines.take().unwrap() {
+            return line;
         }
     }
 }

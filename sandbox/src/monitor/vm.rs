@@ -29,8 +29,8 @@ use crate::rootfs::SharedDirectory;
 use crate::sys;
 use crate::template::Template;
 
-use super::OpenError;
 use super::guest::Guest;
+use super::{OpenError, forward};
 
 /// Lines of the console that are shown when a guest fails.
 const LAST_LINES: usize = 12;
@@ -210,6 +210,15 @@ impl Vm {
     /// The interfaces that the guest is to have.
     pub(super) fn interfaces(&self) -> &[Interface] {
         &self.network.interfaces
+    }
+
+    /// Has the guest's own ports be reached from its network namespace's.
+    pub(super) fn forward(&mut self) {
+        if let (Some(local), Some(guest)) =
+            (self.network.local.take(), self.machine.vsock_connector())
+        {
+            forward::start(local, guest);
+        }
     }
 
     /// Lets some time pass, unless the guest ends.

@@ -10,6 +10,7 @@
 //!                  └───── the namespace, whose own kernel sees none of it ─────┘
 //! ```
 
+mod local;
 mod redirect;
 
 use std::fs::File;
@@ -25,6 +26,8 @@ use rustix::fs::OFlags;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::sys;
+
+pub(crate) use local::Local;
 
 /// The network namespaces that are the host's own: the first process's, and this one's.
 const HOSTS_OWN: [&str; 2] = ["/proc/1/ns/net", "/proc/self/ns/net"];
@@ -61,6 +64,8 @@ pub(crate) struct Joined {
     pub(crate) taps: Vec<OwnedFd>,
     /// The owner of the redirection.
     pub(crate) owner: Option<Socket>,
+    /// Who connects to the namespace's own `localhost`, on behalf of the guest's.
+    pub(crate) local: Option<Local>,
 }
 
 /// Joins the namespace at `path`, as it is now.
@@ -140,6 +145,8 @@ fn tie() -> Result<Joined, NetworkError> {
     }
     if !pairs.is_empty() {
         joined.owner = Some(redirect::redirect(&pairs)?);
+        // Without it nobody reaches the guest's localhost from here: all else works.
+        joined.local = local::listen().ok();
     }
     Ok(joined)
 }

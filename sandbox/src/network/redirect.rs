@@ -10,40 +10,41 @@ use hull_netlink::{ACK, CREATE, EXCLUSIVE, Message, NetworkError, Protocol, Sock
 use rustix::io::Errno;
 
 /// The table's name: one in a namespace.
-const TABLE: &str = "hull";
+pub(super) const TABLE: &str = "hull";
 
-const SUBSYSTEM: u16 = 10;
-const NEW_TABLE: u16 = SUBSYSTEM << 8;
-const NEW_CHAIN: u16 = SUBSYSTEM << 8 | 3;
-const NEW_RULE: u16 = SUBSYSTEM << 8 | 6;
-const BATCH_BEGIN: u16 = 0x10;
-const BATCH_END: u16 = 0x11;
+pub(super) const SUBSYSTEM: u16 = 10;
+pub(super) const NEW_TABLE: u16 = SUBSYSTEM << 8;
+pub(super) const NEW_CHAIN: u16 = SUBSYSTEM << 8 | 3;
+pub(super) const NEW_RULE: u16 = SUBSYSTEM << 8 | 6;
+pub(super) const BATCH_BEGIN: u16 = 0x10;
+pub(super) const BATCH_END: u16 = 0x11;
 const FAMILY_NETDEV: u8 = 5;
+pub(super) const APPEND: u16 = 0x800;
 
-const TABLE_NAME: u16 = 1;
-const TABLE_FLAGS: u16 = 2;
-const OWNED: u32 = 2;
-const CHAIN_TABLE: u16 = 1;
-const CHAIN_NAME: u16 = 3;
-const CHAIN_HOOK: u16 = 4;
-const CHAIN_TYPE: u16 = 7;
-const HOOK_NUMBER: u16 = 1;
-const HOOK_PRIORITY: u16 = 2;
+pub(super) const TABLE_NAME: u16 = 1;
+pub(super) const TABLE_FLAGS: u16 = 2;
+pub(super) const OWNED: u32 = 2;
+pub(super) const CHAIN_TABLE: u16 = 1;
+pub(super) const CHAIN_NAME: u16 = 3;
+pub(super) const CHAIN_HOOK: u16 = 4;
+pub(super) const CHAIN_TYPE: u16 = 7;
+pub(super) const HOOK_NUMBER: u16 = 1;
+pub(super) const HOOK_PRIORITY: u16 = 2;
 const HOOK_DEVICE: u16 = 3;
 const INGRESS: u32 = 0;
 /// Before all who would look at frames that aren't theirs.
 const PRIORITY: i32 = -500;
-const RULE_TABLE: u16 = 1;
-const RULE_CHAIN: u16 = 2;
-const RULE_EXPRESSIONS: u16 = 4;
+pub(super) const RULE_TABLE: u16 = 1;
+pub(super) const RULE_CHAIN: u16 = 2;
+pub(super) const RULE_EXPRESSIONS: u16 = 4;
 const LIST_ELEMENT: u16 = 1;
 const EXPRESSION_NAME: u16 = 1;
 const EXPRESSION_DATA: u16 = 2;
-const IMMEDIATE_REGISTER: u16 = 1;
-const IMMEDIATE_DATA: u16 = 2;
-const DATA_VALUE: u16 = 1;
+pub(super) const IMMEDIATE_REGISTER: u16 = 1;
+pub(super) const IMMEDIATE_DATA: u16 = 2;
+pub(super) const DATA_VALUE: u16 = 1;
 const FORWARD_REGISTER: u16 = 1;
-const REGISTER: u32 = 1;
+pub(super) const REGISTER: u32 = 1;
 
 /// An interface: its number and name.
 type Place = (u32, String);
@@ -83,18 +84,21 @@ fn failed(source: io::Error) -> NetworkError {
     }
 }
 
-fn edge(kind: u16) -> Message {
+pub(super) fn edge(kind: u16) -> Message {
     let [high, low] = SUBSYSTEM.to_be_bytes();
     Message::new(kind, 0, &[0, 0, high, low])
 }
 
 fn new(kind: u16, flags: u16) -> Message {
-    Message::new(kind, ACK | CREATE | flags, &[FAMILY_NETDEV, 0, 0, 0])
+    new_in(FAMILY_NETDEV, kind, flags)
+}
+
+pub(super) fn new_in(family: u8, kind: u16, flags: u16) -> Message {
+    Message::new(kind, ACK | CREATE | flags, &[family, 0, 0, 0])
 }
 
 /// A chain where frames come in, and the rule that sends them out.
 fn one_way((from, device): &Place, (to, _): &Place) -> [Message; 2] {
-    const APPEND: u16 = 0x800;
     let name = format!("from{from}");
     let chain = new(NEW_CHAIN, 0)
         .with_text(CHAIN_TABLE, TABLE)
@@ -122,7 +126,11 @@ fn one_way((from, device): &Place, (to, _): &Place) -> [Message; 2] {
     [chain, rule]
 }
 
-fn expression(rule: Message, name: &str, data: impl FnOnce(Message) -> Message) -> Message {
+pub(super) fn expression(
+    rule: Message,
+    name: &str,
+    data: impl FnOnce(Message) -> Message,
+) -> Message {
     rule.with_nested(LIST_ELEMENT, |element| {
         element
             .with_text(EXPRESSION_NAME, name)

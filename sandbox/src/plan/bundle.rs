@@ -54,26 +54,21 @@ pub(crate) fn plan(
     facts: &HostFacts,
 ) -> Result<Plan, PlanError> {
     let mut spec = request.spec.clone();
+    if pod::is_sandbox(&spec) {
+        pod::size(&mut spec)?;
+    }
     let process = process(&spec)?;
     let tty = process.terminal().unwrap_or(false);
     let root = request.root()?;
     let read_only = spec.root().as_ref().and_then(|root| root.readonly());
-    if pod::is_sandbox(&spec) {
-        let whole = pod::resources(&spec)?;
-        if let Some(linux) = spec.linux_mut() {
-            linux.set_resources(Some(whole));
-        }
-    }
     // What a sandbox shows is named by whom it shows it for.
     let prefix = match facts.pod {
         Some(_) => format!("{}.", identity.id),
         None => String::new(),
     };
     let (exports, mounts) = mounts(&spec, &prefix, facts)?;
-    let hostname = match spec.hostname() {
-        Some(name) if !name.is_empty() => name.clone(),
-        _ => identity.id.chars().take(12).collect(),
-    };
+    let own_name = spec.hostname().clone().filter(|name| !name.is_empty());
+    let hostname = own_name.unwrap_or_else(|| identity.id.chars().take(12).collect());
     let linux = spec.linux().clone().unwrap_or_default();
     let cgroup = cgroup::of_bundle(&linux, &identity.id)?;
     let (vm, network) = match &facts.pod {

@@ -69,9 +69,17 @@ pub(super) fn is_sandbox(spec: &Spec) -> bool {
     kinds.any(|kind| kind == "sandbox")
 }
 
-/// What the whole pod may use: what its engine says of it, else what it asks for the sandbox's
-/// own container.
-pub(super) fn resources(spec: &Spec) -> Result<LinuxResources, PlanError> {
+/// Has a sandbox be as large as its pod: what its engine says of that, else what it asks for the
+/// sandbox's own container.
+pub(super) fn size(spec: &mut Spec) -> Result<(), PlanError> {
+    let whole = resources(spec)?;
+    if let Some(linux) = spec.linux_mut() {
+        linux.set_resources(Some(whole));
+    }
+    Ok(())
+}
+
+fn resources(spec: &Spec) -> Result<LinuxResources, PlanError> {
     let linux = spec.linux().as_ref();
     let mut resources = linux
         .and_then(|linux| linux.resources().clone())

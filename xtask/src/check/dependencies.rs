@@ -61,6 +61,7 @@ const DOUBLED: &[&str] = &[
     "base64",         // docker_credential, and reqwest
     "bitflags",       // fuse-backend-rs is a major version behind everybody
     "getrandom",      // ring, and tempfile with proptest
+    "hashbrown",      // the build of kubelets' protocol, and everybody
     "linux-raw-sys",  // rustix's own, twice as it is
     "memoffset",      // nix's own, twice as it is
     "mio",            // fuse-backend-rs, and tokio

@@ -7,11 +7,18 @@ mod house;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use hull_tests::host::packages;
+
+use crate::report;
+
+/// Programs that building the tests takes: the protocol of kubelets comes as its definition.
+pub(crate) const BUILD_TOOLS: &[(&str, &str)] = &[("protoc", "protobuf-compiler")];
 
 type Check = fn() -> Result<()>;
 
 /// Runs every check and reports all that fail, not only the first.
 pub(crate) fn run() -> Result<()> {
+    packages::ensure(BUILD_TOOLS, &report("check"))?;
     let checks: [(&str, Check); 4] = [
         ("format", format),
         ("house rules", house::check),

@@ -82,12 +82,13 @@ impl Driver<'_> {
             return client.refuse(&format!("the container is {state}"));
         }
         if self.frozen || to == Phase::Paused && self.shares_guest() {
-            self.frozen = to == Phase::Paused;
-            let request = hull_proto::Request::Freeze {
-                id: self.plan.id.clone(),
-                frozen: to == Phase::Paused,
-            };
-            return self.question_then(client, &request, Some(to));
+            self.frozen = true;
+            let frozen = to == Phase::Paused;
+            let id = self.plan.id.clone();
+            let request = hull_proto::Request::Freeze { id, frozen };
+            self.question_then(client, &request, Some(to));
+            self.frozen = frozen;
+            return;
         }
         match to {
             Phase::Paused => self.guest.pause(),

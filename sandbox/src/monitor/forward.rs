@@ -1,0 +1,67 @@
+//! Ports of the guest's own address, for who connects to the network namespace's.
+//!
+//! Owns: a thread that waits for them, and one each. Refuses more than a few at a time.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread;
+
+use hull_proto::{Frame, PROCESS_PORT, Spawn};
+use hull_vmm::virtio::vsock::Connector;
+
+use crate::carry::{Stdio, carry};
+use crate::network::Local;
+use crate::stream::{ProcessStream, StreamError};
+
+/// Most connections at a time.
+const MOST: usize = 64;
+const STACK: usize = 128 * 1024;
+
+/// Forwards for as long as this process lives. Without a thread for it, nobody is forwarded.
+pub(super) fn start(local: Local, guest: Connector) {
+    let serve = move || {
+        let taken = Arc::new(());
+        while let Ok((client, port)) = local.accept() {
+            if Arc::strong_count(&taken) > MOST {
+                continue;
+            }
+            let place = Arc::clone(&taken);
+            let streams = guest.connect(PROCESS_PORT);
+            let forward = move || {
+                // Either side's end is the other's: there is nobody to tell more.
+                let _ = streams
+                    .map_err(StreamError::from)
+                    .and_then(|stream| forward(OwnedFd::from(client), stream, port));
+                drop(place);
+            };
+            if spawn("forward", forward).is_err() {
+                continue;
+            }
+        }
+    };
+    let _ = spawn("forwards", serve);
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let thread = thread::Builder::new().name(name.to_owned());
+    thread.stack_size(STACK).spawn(body).map(drop)
+}
+
+fn forward(client: OwnedFd, guest: UnixStream, port: u16) -> Result<(), StreamError> {
+    guest.set_nonblocking(false)?;
+    let mut stream = ProcessStream::new(guest)?;
+    stream.send(&Frame::Spawn(Spawn::Connect { port }))?;
+    let Some(Frame::Started { .. }) = stream.receive()? else {
+        return Ok(());
+    };
+    let stdio = Stdio {
+        stdin: client.try_clone()?,
+        stdout: client.try_clone()?,
+        stderr: client,
+        terminal: false,
+    };
+    carry(stream, stdio, None)?;
+    Ok(())
+}
