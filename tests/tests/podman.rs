@@ -9,6 +9,7 @@ use hull_tests::hull::Hull;
 use hull_tests::image;
 use hull_tests::process::Process;
 use rustix::process::Signal;
+use serde_json::json;
 
 #[test]
 fn a_command_runs_with_its_streams_and_its_code() {
@@ -151,5 +152,60 @@ fn a_pod_is_one_virtual_machine() {
         .podman(&["pod", "rm", "-f", "-t", "0", "p"])
         .output()
         .ok();
+    engine.check();
+}
+
+#[test]
+fn a_pod_of_kubernetes_is_played() {
+    let Some(hull) = Hull::new() else { return };
+    let engine = Engine::new(&hull);
+    let shared = hull.path().join("shared");
+    std::fs::create_dir(&shared).unwrap();
+    let container = |name: &str, script: &str| {
+        json!({
+            "name": name,
+            "image": image::PLAIN,
+            "imagePullPolicy": "Never",
+            "command": ["sh", "-c", script],
+            "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+        })
+    };
+    let serve = "mkdir /w; echo served > /w/f; exec httpd -f -p 127.0.0.1:80 -h /w";
+    let fetch = "until wget -qO /data/fetched http://127.0.0.1/f; do sleep 0.2; done; \
+        hostname > /data/name; sleep 99999";
+    let pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "played"},
+        "spec": {
+            "restartPolicy": "Never",
+            "containers": [container("serve", serve), container("fetch", fetch)],
+            "volumes": [{"name": "data", "hostPath": {"path": shared, "type": "Directory"}}],
+        },
+    });
+    let file = hull.path().join("pod.yaml");
+    std::fs::write(&file, pod.to_string()).unwrap();
+    let file = file.to_str().unwrap();
+    engine
+        .podman(&["play", "kube", "--network", "none", file])
+        .output()
+        .ok();
+    let script = "until [ -s /data/name ]; do sleep 0.2; done; cat /data/fetched /data/name";
+    let seen = engine
+        .podman(&["exec", "played-serve", "sh", "-c", script])
+        .output();
+    assert_eq!(seen.ok(), "served\nplayed\n");
+    let states = ["ps", "--filter", "status=running", "--format", "{{.Names}}"];
+    let running = engine.podman(&states).output().ok();
+    assert!(
+        running.contains("played-fetch") && running.contains("played-serve"),
+        "{running}"
+    );
+    engine
+        .podman(&["play", "kube", "--down", file])
+        .output()
+        .ok();
+    let left = engine.podman(&["ps", "-a", "-q"]).output().ok();
+    assert_eq!(left, "");
     engine.check();
 }
