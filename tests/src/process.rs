@@ -23,6 +23,13 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
+/// How often a case that repeats itself does so: as `HULL_ROUNDS` says, or this often.
+#[must_use]
+pub fn rounds(usual: u32) -> u32 {
+    let asked = std::env::var("HULL_ROUNDS").ok();
+    asked.and_then(|asked| asked.parse().ok()).unwrap_or(usual)
+}
+
 /// How long a process may take if its test doesn't say. Machines under test are slow ones.
 pub const DEADLINE: Duration = Duration::from_secs(120);
 const CHUNK: usize = 64 * 1024;

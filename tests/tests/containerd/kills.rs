@@ -1,10 +1,11 @@
 //! The shim, the monitor and containerd killed: the end is announced, and nothing is left.
 
 use std::fs;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::{Duration, Instant};
 
 use hull_tests::hull::Hull;
-use hull_tests::process::Running;
+use hull_tests::process::{Process, Running, rounds};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::daemon::{Daemon, exit_of};
@@ -82,6 +83,72 @@ fn a_shim_or_a_monitor_that_is_killed_is_an_end_and_leaves_nothing() {
         daemon.remove(id);
     }
     short_of_memory(&daemon, &mut events);
+    daemon.check();
+}
+
+/// Which of several, by chance.
+fn any_of(count: u64) -> u64 {
+    RandomState::new().build_hasher().finish() % count
+}
+
+#[test]
+fn whenever_it_is_killed_nothing_is_left() {
+    let Some(hull) = Hull::new() else { return };
+    let daemon = Daemon::new(&hull);
+    for round in 0..rounds(4) {
+        let program = [SHIM, MONITOR][any_of(2) as usize];
+        let id = format!("any-{round}");
+        let mut running = daemon
+            .run(&id, &[], &["sh", "-c", "echo up; sleep 3"])
+            .spawn();
+        let (later, up) = (any_of(400), any_of(4) == 0);
+        appeared(program, &id);
+        if up {
+            running.await_stdout("up\n");
+        }
+        // Every look takes a moment.
+        let gone = (0..later).any(|_| processes(program, &id).is_empty());
+        if !gone {
+            kill_process(appeared(program, &id), Signal::KILL).unwrap();
+        }
+        let ended = running.wait();
+        let what = format!("{program} of {id}, up: {up}, after {later} looks, gone: {gone}");
+        assert!(gone || ended.code != 0, "{what}: {:?}", ended.all());
+        // `ctr run` removes what it can reach.
+        let _gone = daemon.ctr(&["task", "rm", "-f", &id]).output();
+        let _gone = daemon.ctr(&["container", "rm", &id]).output();
+        assert_eq!(processes(SHIM, &id), [], "{what}");
+        assert_eq!(processes(MONITOR, &id), [], "{what}");
+    }
+    daemon.check();
+}
+
+#[test]
+fn a_full_disk_is_an_error_and_leaves_nothing() {
+    let Some(hull) = Hull::new() else { return };
+    let daemon = Daemon::new(&hull);
+    let state = hull.path().join("hull-containerd");
+    let place = state.display().to_string();
+    fs::create_dir_all(&state).unwrap();
+    let mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", &place];
+    Process::new(mount).output().ok();
+    fs::write(state.join("fill"), [0; 60 << 10]).unwrap();
+    let refused = daemon.run("full", &[], &["true"]).output();
+    assert!(
+        refused.errors().contains("No space left on device"),
+        "{refused:?}"
+    );
+    daemon.ctr(&["container", "rm", "full"]).output().ok();
+    fs::remove_file(state.join("fill")).unwrap();
+    let left = fs::read_dir(state.join("default/containers"))
+        .into_iter()
+        .flatten();
+    assert_eq!(left.count(), 0);
+    Process::new(["umount", &place]).output().ok();
+    assert_eq!(processes(SHIM, "full"), []);
+    assert_eq!(processes(MONITOR, "full"), []);
+    let ran = daemon.run("full", &["--rm"], &["echo", "fits"]).output();
+    assert_eq!(ran.all(), (0, "fits\n".into(), String::new()));
     daemon.check();
 }
 

@@ -13,6 +13,7 @@ mod streams;
 use std::fs;
 
 use hull_tests::hull::Hull;
+use hull_tests::process::rounds;
 use k8s_cri::v1::{
     ContainerStatsRequest, LinuxContainerResources, Mount, UpdateContainerResourcesRequest,
 };
@@ -121,7 +122,7 @@ fn a_sandbox_is_as_large_as_its_pods_limits() {
     assert_eq!(lines.next(), Some(1));
     pod.remove();
     // Again and again: nothing stays.
-    for round in 0..3 {
+    for round in 0..rounds(3) {
         let pod = node.run(node.config(&format!("round{round}")));
         let a = pod.start("a", "sleep 9999");
         assert_eq!(pod.says(&a, "echo on"), "on\n");
