@@ -22,11 +22,22 @@ use super::bundle;
 use crate::{kernel, stage};
 
 /// Programs that are compared or that make what they are given, and their packages.
-const TOOLS: [(&str, &str); 4] = [
+const TOOLS: [(&str, &str); 5] = [
     ("/bin/busybox", "busybox-static"),
     ("crun", "crun"),
     ("runc", "runc"),
+    ("containerd", "containerd"),
     ("cc", "build-essential"),
+];
+
+/// Those that are brought along, beside Hull's.
+const PROGRAMS: [&str; 6] = [
+    "crun",
+    "runc",
+    "qemu-system-x86_64",
+    "containerd",
+    "containerd-shim-runc-v2",
+    "ctr",
 ];
 
 /// What of QEMU's own files a `microvm` machine loads.
@@ -66,7 +77,7 @@ pub(super) fn make(prefix: Option<&Path>, report: &Report) -> Result<PathBuf> {
     root(&inputs.join("root"), &bell)?;
     write_initrd(&bell, &inputs.join("bell.cpio"))?;
     image(&inputs)?;
-    for program in ["crun", "runc", "qemu-system-x86_64"] {
+    for program in PROGRAMS {
         bring(program, &inputs)?;
     }
     let firmware = inputs.join("firmware");

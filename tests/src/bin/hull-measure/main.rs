@@ -7,6 +7,7 @@
 //! The host counts time in instructions: 2 ns of `CLOCK_MONOTONIC` are one, and an idle wait
 //! takes no longer than it says.
 
+mod containerd;
 mod exits;
 mod files;
 mod idle;
@@ -21,6 +22,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use hull_tests::measure::{Findings, Order};
 
+use containerd::Containerd;
 use exits::Exits;
 use programs::{Place, Program};
 
@@ -80,13 +82,14 @@ impl Bench<'_> {
         {
             return self.fail("load the image", &error);
         }
-        let parts: [(&str, Part<Self>); 6] = [
+        let parts: [(&str, Part<Self>); 7] = [
             ("time starts", Self::starts),
             ("time restores", Self::restores),
             ("time the first process", Self::first_process),
             ("count exits", Self::exits),
             ("watch an idle sandbox", Self::idle),
             ("read a file twice", Self::files),
+            ("go by containerd", Self::by_containerd),
         ];
         for (what, part) in parts {
             if let Err(error) = part(self) {
@@ -243,6 +246,28 @@ impl Bench<'_> {
             let title = format!("{}: exits of an idle minute by reason", self.name);
             self.findings.details.insert(title, seen.reasons);
         }
+        Ok(())
+    }
+
+    /// `ctr run` of `true`, and what stays on the host for a container that idles.
+    fn by_containerd(&mut self) -> Result<()> {
+        const RUN: &str = "ctr_run_true_instructions";
+        const KEPT: &str = "ctr_private_bytes";
+        let has_shim = matches!(self.program, Program::Hull | Program::Runtime("runc"));
+        if !has_shim || !self.wants(&[RUN, KEPT]) {
+            return Ok(());
+        }
+        let log = self.log();
+        let mut containerd = Containerd::start(self.place, self.name, &log)?;
+        for _ in 0..WARM {
+            containerd.run_true(&log)?;
+        }
+        for _ in 0..self.order.runs {
+            let took = containerd.run_true(&log)?;
+            self.add(RUN, instructions(took));
+        }
+        let kept = containerd.private_bytes(&log)?;
+        self.add(KEPT, lossless(kept));
         Ok(())
     }
 

@@ -28,6 +28,19 @@ pub(crate) fn of(pid: u32) -> Result<Memory> {
     Ok(parse(&text))
 }
 
+/// Private pages of a process without a guest, in bytes.
+pub(crate) fn whole(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/smaps_rollup");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let kib = |line: &str| {
+        let (_, value) = line
+            .split_once(':')
+            .filter(|(key, _)| key.starts_with("Private_"))?;
+        value.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+    };
+    Ok(text.lines().filter_map(kib).sum::<u64>() << 10)
+}
+
 #[derive(Debug, Clone, Copy, Default)]
 struct Mapping {
     start: u64,
