@@ -43,7 +43,7 @@ const MAX_READINESS: u64 = 256 * 1024;
 #[error("{}", chain.join(": "))]
 pub struct StartFailure {
     /// How far it came: `launch`, `open`, `rootfs`, `build`, `join`, `jail`, `boot`,
-    /// `setup`, `spawn`.
+    /// `setup`, `spawn`, `view`.
     pub stage: String,
     /// What kind of failure it is.
     pub class: FailureClass,

@@ -1,7 +1,9 @@
 //! Debian's podman with Hull as its OCI runtime, in a few whole containers.
 
+use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::thread;
 
 use hull_tests::engine::Engine;
@@ -160,7 +162,7 @@ fn a_pod_of_kubernetes_is_played() {
     let Some(hull) = Hull::new() else { return };
     let engine = Engine::new(&hull);
     let shared = hull.path().join("shared");
-    std::fs::create_dir(&shared).unwrap();
+    fs::create_dir(&shared).unwrap();
     let container = |name: &str, script: &str| {
         json!({
             "name": name,
@@ -184,7 +186,7 @@ fn a_pod_of_kubernetes_is_played() {
         },
     });
     let file = hull.path().join("pod.yaml");
-    std::fs::write(&file, pod.to_string()).unwrap();
+    fs::write(&file, pod.to_string()).unwrap();
     let file = file.to_str().unwrap();
     engine
         .podman(&["play", "kube", "--network", "none", file])
@@ -207,5 +209,67 @@ fn a_pod_of_kubernetes_is_played() {
         .ok();
     let left = engine.podman(&["ps", "-a", "-q"]).output().ok();
     assert_eq!(left, "");
+    engine.check();
+}
+
+#[test]
+fn files_are_copied_and_health_is_checked() {
+    let Some(hull) = Hull::new() else { return };
+    let engine = Engine::new(&hull);
+    let volume = hull.path().join("volume");
+    fs::create_dir(&volume).unwrap();
+    fs::write(volume.join("v"), "in the volume\n").unwrap();
+    let volume = format!("{}:/a/volume", volume.display());
+    let check = "test -e /hull-healthy || { echo ill; exit 1; }";
+    let mut words = vec![
+        "run",
+        "-d",
+        "--network",
+        "none",
+        "--name",
+        "c",
+        "-v",
+        &volume,
+    ];
+    words.extend(["--health-cmd", check, "--health-interval", "disable"]);
+    words.extend([image::PLAIN, "sleep", "99999"]);
+    engine.podman(&words).output().ok();
+    let ill = engine.podman(&["healthcheck", "run", "c"]).output();
+    assert_eq!(ill.code, 1, "{:?}", ill.all());
+    let (from, to) = (hull.path().join("from"), hull.path().join("to"));
+    fs::write(&from, "copied in\n").unwrap();
+    let from = from.to_str().unwrap();
+    engine
+        .podman(&["cp", from, "c:/hull-healthy"])
+        .output()
+        .ok();
+    assert!(!Path::new("/hull-healthy").exists(), "into the host");
+    engine.podman(&["healthcheck", "run", "c"]).output().ok();
+    let seen = engine.podman(&[
+        "exec",
+        "c",
+        "sh",
+        "-c",
+        "cat /hull-healthy; echo out > /made",
+    ]);
+    assert_eq!(seen.output().ok(), "copied in\n");
+    engine
+        .podman(&["cp", "c:/made", to.to_str().unwrap()])
+        .output()
+        .ok();
+    assert_eq!(fs::read_to_string(&to).unwrap(), "out\n");
+
+    // What an engine meets that goes by the process.
+    let pid = engine
+        .podman(&["inspect", "-f", "{{.State.Pid}}", "c"])
+        .output()
+        .ok();
+    let seen = Path::new("/proc").join(pid.trim()).join("root");
+    assert_eq!(
+        fs::read_to_string(seen.join("a/volume/v")).unwrap(),
+        "in the volume\n"
+    );
+    assert!(seen.join("made").exists() && !seen.join("usr/lib/podman").exists());
+    engine.podman(&["rm", "-f", "-t", "0", "c"]).output().ok();
     engine.check();
 }

@@ -21,6 +21,9 @@ pub(super) struct Waiting {
     changes: Option<Changes>,
 }
 
+/// The first client's stream, and the carrier that is that client.
+pub(super) type Carried = (Option<UnixStream>, Option<Waiting>);
+
 /// A carrier at work.
 pub(super) struct Carrier {
     done: Receiver<()>,
@@ -29,7 +32,7 @@ pub(super) struct Carrier {
 impl Carrier {
     /// The first client's stream, and a carrier if that is who the client is. To be called while
     /// the process has one thread.
-    pub(super) fn of(streams: Streams) -> io::Result<(Option<UnixStream>, Option<Waiting>)> {
+    pub(super) fn of(streams: Streams) -> io::Result<Carried> {
         let stdio = match streams {
             Streams::None => return Ok((None, None)),
             Streams::Attached(stream) => return Ok((Some(stream), None)),

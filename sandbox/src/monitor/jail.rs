@@ -52,21 +52,7 @@ pub(super) fn enter() -> Result<Vec<String>, JailError> {
     // A core file would hold the guest's memory.
     setrlimit(Resource::Core, none)
         .map_err(|error| failed("forbid itself core files")(error.into()))?;
-    empty_bounding_set().map_err(|error| failed("empty its bounding set")(error.into()))?;
-    let held = rustix::thread::capabilities(None)
-        .map_err(|error| failed("read its capabilities")(error.into()))?;
-    let kept = held.permitted & KEPT;
-    set_capabilities(
-        None,
-        CapabilitySets {
-            effective: kept,
-            permitted: kept,
-            inheritable: CapabilitySet::empty(),
-        },
-    )
-    .map_err(|error| failed("drop its capabilities")(error.into()))?;
-    rustix::thread::set_no_new_privs(true)
-        .map_err(|error| failed("forbid itself new privileges")(error.into()))?;
+    keep_only(KEPT)?;
     Ok([
         "namespace:mnt",
         "namespace:ipc",
@@ -79,6 +65,27 @@ pub(super) fn enter() -> Result<Vec<String>, JailError> {
     ]
     .map(str::to_owned)
     .to_vec())
+}
+
+/// Leaves this thread with these rights of those that it has, and no way to others.
+pub(super) fn keep_only(rights: CapabilitySet) -> Result<(), JailError> {
+    let failed = |action| move |source: io::Error| JailError { action, source };
+    empty_bounding_set().map_err(|error| failed("empty its bounding set")(error.into()))?;
+    let held = rustix::thread::capabilities(None)
+        .map_err(|error| failed("read its capabilities")(error.into()))?;
+    let kept = held.permitted & rights;
+    set_capabilities(
+        None,
+        CapabilitySets {
+            effective: kept,
+            permitted: kept,
+            inheritable: CapabilitySet::empty(),
+        },
+    )
+    .map_err(|error| failed("drop its capabilities")(error.into()))?;
+    rustix::thread::set_no_new_privs(true)
+        .map_err(|error| failed("forbid itself new privileges")(error.into()))?;
+    Ok(())
 }
 
 /// Nothing is ever executed; if it were, it would have no rights.

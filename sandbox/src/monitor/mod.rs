@@ -23,6 +23,7 @@ mod peer;
 mod stdin;
 #[cfg(test)]
 mod tests;
+mod view;
 mod vm;
 
 use std::env;
@@ -49,17 +50,18 @@ use crate::launch::{BUILD_TEMPLATE, Inherited, Readiness, StartFailure, Streams}
 use crate::logs::LogWriter;
 use crate::network::{self, Joined};
 use crate::plan::{Plan, PlannedVm};
-use crate::rootfs;
+use crate::rootfs::{self, SharedDirectory};
 use crate::state::{ExitRecord, Phase, Running};
 use crate::store::{Entry, Store, lock};
 use crate::sys;
 
 use base::Base;
 use boot::{Agent, BootError, Started};
-use carrier::{Carrier, Waiting};
+use carrier::{Carried, Carrier, Waiting};
 use driver::{Driver, End, Finished, Parts, Record};
 use guest::Guest;
 use member::Membership;
+use view::{Scene, View};
 use vm::{Opened, Source, Vm};
 
 /// Descriptors that a monitor may have: the kernel's own limit for a process.
@@ -130,6 +132,8 @@ struct Place {
     agent: Agent,
     jail: Vec<String>,
     cgroup: Option<Cgroup>,
+    /// What its engine is to see of it.
+    scene: Option<Scene>,
 }
 
 /// A start that stopped at a stage.
@@ -180,10 +184,22 @@ impl Monitor {
             Ok(plan) => plan,
             Err(error) => return self.give_up(None, stage("open")(error)),
         };
-        let streams = std::mem::take(&mut self.streams);
-        match self.start(&plan, streams) {
-            Ok((driver, carrier, cgroup)) => self.attend(&plan, driver, carrier, cgroup),
-            Err(failed) => self.give_up(Some(&plan), failed),
+        // While there is one thread.
+        let carried = match Carrier::of(std::mem::take(&mut self.streams)) {
+            Ok(carried) => carried,
+            Err(error) => return self.give_up(Some(&plan), stage("open")(error)),
+        };
+        match plan.bundle {
+            // Its engine goes by its process.
+            Some(_) => view::beside(|view| self.hold(&plan, carried, Some(view))),
+            None => self.hold(&plan, carried, None),
+        }
+    }
+
+    fn hold(mut self, plan: &Plan, carried: Carried, view: Option<View>) -> ExitCode {
+        match self.start(plan, carried, view) {
+            Ok((driver, carrier, cgroup)) => self.attend(plan, driver, carrier, cgroup),
+            Err(failed) => self.give_up(Some(plan), failed),
         }
     }
 
@@ -191,9 +207,9 @@ impl Monitor {
     fn start<'a>(
         &mut self,
         plan: &'a Plan,
-        streams: Streams,
+        (attached, carrier): Carried,
+        view: Option<View>,
     ) -> Result<(Driver<'a>, Option<Carrier>, Option<Cgroup>), Failed> {
-        let (attached, carrier) = Carrier::of(streams).map_err(stage("open"))?;
         self.entry.forget_run().map_err(stage("open"))?;
         journal::begin(&self.entry.journal_path());
         let listener = self.listen().map_err(stage("open"))?;
@@ -206,10 +222,14 @@ impl Monitor {
             mut agent,
             jail,
             cgroup,
+            scene,
         } = match &plan.sandbox {
             Some(sandbox) => self.join(plan, sandbox)?,
             None => self.bring_up(plan)?,
         };
+        if let (Some(view), Some(scene)) = (view, scene) {
+            view.show(scene).map_err(stage("view"))?;
+        }
         agent.marks.monitor = self.began;
         agent.marks.started = sys::monotonic_ns();
         let running = Running {
@@ -250,6 +270,7 @@ impl Monitor {
         // A guest that is to be copied belongs to nobody, and to no container's share.
         let mut base = Base::find(&self.entry, &plan.vm);
         let opened = open(&self.entry, plan)?;
+        let scene = self.scene(plan, &opened.shares)?;
         let cgroup = enter_cgroup(plan)?;
         let (mut vm, agent, jail) = self.awaken(plan, opened, &mut base)?;
         let started = spawn(&vm, plan)?;
@@ -264,12 +285,19 @@ impl Monitor {
             agent,
             jail,
             cgroup,
+            scene,
         })
+    }
+
+    fn scene(&self, plan: &Plan, shares: &[SharedDirectory]) -> Result<Option<Scene>, Failed> {
+        let take = |_| Scene::take(&self.entry, plan, shares).map_err(stage("view"));
+        plan.bundle.as_ref().map(take).transpose()
     }
 
     /// A first process in the VM of a pod's sandbox.
     fn join(&self, plan: &Plan, sandbox: &str) -> Result<Place, Failed> {
         let shares = rootfs::assemble(&self.entry, plan).map_err(stage("rootfs"))?;
+        let scene = self.scene(plan, &shares)?;
         let cgroup = enter_cgroup(plan)?;
         let joined = Membership::join(&self.store, sandbox, &plan.id, &shares);
         let (member, agent) = joined.map_err(stage("join"))?;
@@ -281,6 +309,7 @@ impl Monitor {
             agent,
             jail,
             cgroup,
+            scene,
         })
     }
 

@@ -15,7 +15,8 @@ use std::fs;
 use hull_tests::hull::Hull;
 use hull_tests::process::rounds;
 use k8s_cri::v1::{
-    ContainerStatsRequest, LinuxContainerResources, Mount, UpdateContainerResourcesRequest,
+    ContainerStatsRequest, LinuxContainerResources, LinuxContainerSecurityContext, Mount,
+    NamespaceMode, NamespaceOption, UpdateContainerResourcesRequest,
 };
 
 use node::Node;
@@ -89,6 +90,26 @@ fn a_pods_containers_share_a_machine_and_nothing_else() {
     terminal.until("33 44\r\ngot this\r\n");
     let status = terminal.status();
     assert!(status.contains("\"message\":\"5\""), "{status}");
+
+    // One that is to look at another's processes, as `kubectl debug` has it.
+    let target = NamespaceOption {
+        pid: NamespaceMode::Target.into(),
+        target_id: b.clone(),
+        ..Default::default()
+    };
+    let debug = pod.start_with("debug", "ps; hostname", |config| {
+        config.linux.as_mut().unwrap().security_context = Some(LinuxContainerSecurityContext {
+            namespace_options: Some(target),
+            ..Default::default()
+        });
+    });
+    assert_eq!(pod.await_exit(&debug), 0);
+    let seen = pod.log("debug");
+    assert!(
+        seen.contains("trap 'exit 6' TERM") && !seen.contains("httpd"),
+        "{seen}"
+    );
+    assert_eq!(pod.says(&b, "echo unharmed"), "unharmed\n");
 
     // One that ends is removed, and another takes its place.
     pod.remove_container(&a);

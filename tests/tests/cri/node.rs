@@ -14,7 +14,8 @@ use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
     Container, ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus,
     ContainerStatusRequest, CreateContainerRequest, ExecSyncRequest, ExecSyncResponse, ImageSpec,
-    ListContainersRequest, ListPodSandboxRequest, PodSandboxConfig, PodSandboxMetadata,
+    LinuxContainerConfig, LinuxContainerSecurityContext, ListContainersRequest,
+    ListPodSandboxRequest, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata,
     RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest,
     StopContainerRequest, StopPodSandboxRequest,
 };
@@ -246,7 +247,10 @@ impl Pod<'_> {
             }),
             command: ["sh", "-c", script].map(str::to_owned).to_vec(),
             log_path: format!("{name}.log"),
-            linux: Some(k8s_cri::v1::LinuxContainerConfig::default()),
+            linux: Some(LinuxContainerConfig {
+                security_context: Some(own_pids()),
+                ..Default::default()
+            }),
             ..Default::default()
         };
         change(&mut config);
@@ -357,6 +361,17 @@ impl Pod<'_> {
         self.node.wait(client.stop_pod_sandbox(stop));
         self.node
             .wait(client.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id }));
+    }
+}
+
+/// A container whose process ids are its own: what a kubelet asks for unless told otherwise.
+fn own_pids() -> LinuxContainerSecurityContext {
+    LinuxContainerSecurityContext {
+        namespace_options: Some(NamespaceOption {
+            pid: NamespaceMode::Container.into(),
+            ..Default::default()
+        }),
+        ..Default::default()
     }
 }
 

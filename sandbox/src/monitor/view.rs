@@ -1,0 +1,144 @@
+//! What a host's engine meets where it looks for a container by its process: `/proc/PID/root`,
+//! `/proc/PID/ns/mnt` and the like, by which files are copied in and out (`podman cp`). They are
+//! those of the process's first thread. It stands in the container's root, with its volumes in
+//! their places and no right of its own, and waits; another thread is the monitor.
+//!
+//! Without it, whoever enters the "container" would be in the host's own root.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
+use rustix::process::{chdir, fchdir, pivot_root};
+use rustix::thread::{CapabilitySet, LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+
+use crate::exit::CODE_HULL_FAILED;
+use crate::names;
+use crate::plan::Plan;
+use crate::rootfs::SharedDirectory;
+use crate::store::Entry;
+use crate::sys;
+
+use super::jail;
+
+/// A container as it is seen from the host: taken while its monitor may, shown when all of it is
+/// made.
+pub(super) struct Scene {
+    /// An empty place to begin from.
+    base: PathBuf,
+    root: OwnedFd,
+    /// Its volumes, and where they are in it.
+    volumes: Vec<(OwnedFd, PathBuf)>,
+    network: Option<OwnedFd>,
+}
+
+impl Scene {
+    /// Takes copies of all the mounts of `shares`, the root first.
+    pub(super) fn take(entry: &Entry, plan: &Plan, shares: &[SharedDirectory]) -> io::Result<Self> {
+        let (root, others) = shares.split_first().ok_or(io::ErrorKind::NotFound)?;
+        let mounts = || plan.spec.mounts().iter().flatten();
+        let mut volumes = Vec::new();
+        for share in others {
+            let seen = Path::new(hull_proto::SHARES_DIR).join(&share.name);
+            for mount in mounts() {
+                let below = mount
+                    .source()
+                    .as_deref()
+                    .map(|source| source.strip_prefix(&seen));
+                if let Some(Ok(below)) = below {
+                    let tree = copy(&share.directory, below)?;
+                    volumes.push((tree, mount.destination().clone()));
+                }
+            }
+        }
+        let network = plan.network.as_ref().map(std::fs::File::open).transpose()?;
+        Ok(Self {
+            base: entry.run.with_file_name(names::MOUNTS),
+            root: copy(&root.directory, Path::new(""))?,
+            volumes,
+            network: network.map(OwnedFd::from),
+        })
+    }
+
+    /// Has this thread stand in it, for good.
+    fn enter(self) -> io::Result<()> {
+        sys::private_mounts()?;
+        attach(&self.root, CWD, &self.base)?;
+        fchdir(&self.root)?;
+        // The old root is stacked on the new one's place, and `.` then names the upper, old one.
+        pivot_root(c".", c".")?;
+        unmount(c".", UnmountFlags::DETACH)?;
+        chdir(c"/")?;
+        for (volume, place) in &self.volumes {
+            let flags = OFlags::PATH | OFlags::CLOEXEC;
+            // What the guest has no place for isn't seen there either.
+            if let Ok(target) = openat2(CWD, place, flags, Mode::empty(), ResolveFlags::IN_ROOT) {
+                attach(volume, &target, Path::new(""))?;
+            }
+        }
+        sys::unshare(UnshareFlags::NEWIPC | UnshareFlags::NEWUTS)?;
+        match &self.network {
+            Some(network) => {
+                let kind = Some(LinkNameSpaceType::Network);
+                move_into_link_name_space(network.as_fd(), kind)?;
+            }
+            None => sys::unshare(UnshareFlags::NEWNET)?,
+        }
+        jail::keep_only(CapabilitySet::empty()).map_err(io::Error::other)
+    }
+}
+
+/// Where a scene is shown.
+pub(super) struct View {
+    scenes: SyncSender<Scene>,
+    shown: Receiver<io::Result<()>>,
+}
+
+impl View {
+    /// Shows a container; once.
+    pub(super) fn show(self, scene: Scene) -> io::Result<()> {
+        let gone = || io::Error::other("the first thread is gone");
+        self.scenes.send(scene).map_err(|_| gone())?;
+        self.shown.recv().map_err(|_| gone())?
+    }
+}
+
+/// Does `work` on another thread while this one, the process's first, is what is seen.
+pub(super) fn beside(work: impl FnOnce(View) -> ExitCode + Send) -> ExitCode {
+    let (scenes, waiting) = sync_channel::<Scene>(0);
+    let (tell, shown) = sync_channel(1);
+    thread::scope(|scope| {
+        let name = thread::Builder::new().name("monitor".to_owned());
+        let worker = name.spawn_scoped(scope, || work(View { scenes, shown }));
+        if let Ok(scene) = waiting.recv() {
+            // Nobody waits any more: then nobody need know.
+            let _ = tell.send(scene.enter());
+        }
+        match worker {
+            // A panic has ended the process.
+            Ok(worker) => worker.join().unwrap_or(ExitCode::from(CODE_HULL_FAILED)),
+            Err(_) => ExitCode::from(CODE_HULL_FAILED),
+        }
+    })
+}
+
+fn copy(directory: &OwnedFd, below: &Path) -> io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE;
+    flags.set(OpenTreeFlags::AT_EMPTY_PATH, below.as_os_str().is_empty());
+    Ok(open_tree(directory, below, flags)?)
+}
+
+fn attach(tree: &OwnedFd, at: impl AsFd, path: &Path) -> io::Result<()> {
+    let mut flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    if path.as_os_str().is_empty() {
+        flags |= MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    }
+    Ok(move_mount(tree, c"", at, path, flags)?)
+}
