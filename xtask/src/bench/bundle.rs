@@ -55,13 +55,15 @@ const READ_ONLY: [&str; 5] = [
     "/proc/sysrq-trigger",
 ];
 
-/// Writes a bundle whose process is `command`.
-pub(super) fn write(bundle: &Path, command: &str) -> Result<()> {
+/// Writes a bundle whose process is `command`, in a directory of its first word's name.
+pub(super) fn write(bundles: &Path, command: &[&str]) -> Result<()> {
+    let name = command.first().context("a bundle has no command")?;
+    let bundle = &bundles.join(name);
     fs::create_dir_all(bundle).with_context(|| format!("cannot create {}", bundle.display()))?;
     for file in IDENTITY_FILES {
         fs::write(bundle.join(file), "bench\n").context("cannot write a bundle's files")?;
     }
-    let place = Path::new(PLACE).join("bundles").join(command);
+    let place = Path::new(PLACE).join("bundles").join(name);
     fs::write(
         bundle.join("config.json"),
         config(&place, command).to_string(),
@@ -69,7 +71,7 @@ pub(super) fn write(bundle: &Path, command: &str) -> Result<()> {
     .context("cannot write a bundle's config.json")
 }
 
-fn config(bundle: &Path, command: &str) -> Value {
+fn config(bundle: &Path, command: &[&str]) -> Value {
     let namespaces = ["pid", "ipc", "uts", "mount", "cgroup"].map(|kind| json!({ "type": kind }));
     json!({
         "ociVersion": "1.0.2",
@@ -79,7 +81,7 @@ fn config(bundle: &Path, command: &str) -> Value {
         "process": {
             "terminal": false,
             "user": { "uid": 0, "gid": 0 },
-            "args": [command],
+            "args": command,
             "env": [PATH, "HOSTNAME=bench"],
             "cwd": "/",
             "noNewPrivileges": false,

@@ -3,7 +3,7 @@
 //! Owns: `target/bench/inputs`, made anew each time. Refuses: to measure.
 //!
 //! ```text
-//! hull/ (as installed)   image.tar (the root as an image)   root/   bundles/{true,bell}
+//! hull/ (as installed)   image.tar (the root as an image)   root/   bundles/{true,bell,sleep}
 //! vmlinux   bell.cpio (the doorbell as a guest's first root)   hull-measure
 //! bin/ lib/ firmware/ (the other programs and what they load)
 //! ```
@@ -87,8 +87,8 @@ pub(super) fn make(prefix: Option<&Path>, report: &Report) -> Result<PathBuf> {
         firmware.join(FIRMWARE),
     )
     .context("cannot copy QEMU's firmware")?;
-    for command in ["true", "bell"] {
-        bundle::write(&inputs.join("bundles").join(command), command)?;
+    for command in [&["true"][..], &["bell"], &["sleep", "infinity"]] {
+        bundle::write(&inputs.join("bundles"), command)?;
     }
     Ok(inputs)
 }

@@ -110,6 +110,27 @@ pub(crate) fn marks(place: &Place, cold: bool, log: &Path) -> Result<Marks> {
     Ok(inspected.start_marks.since(start))
 }
 
+/// Pages of its guest's memory that a copy has for itself as soon as its command runs.
+pub(crate) fn pages_copied(place: &Place, log: &Path) -> Result<u64> {
+    let seen = start_hull(place, false, log);
+    let memory = seen.and_then(|(_, inspected)| memory::of(inspected.monitor_pid));
+    remove(place, NAME, log)?;
+    Ok(memory?.copied / 4096)
+}
+
+/// Has `each` done while a container of the program's idles.
+pub(crate) fn beside(
+    place: &Place,
+    program: Program,
+    log: &Path,
+    each: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    timing::time(&place.idle(program, NAME), log)?;
+    let done = each();
+    timing::time(&place.remove(program, NAME), log)?;
+    done
+}
+
 /// Starts an idle sandbox, watches it and ends it.
 pub(crate) fn watch(place: &Place, program: Program, log: &Path) -> Result<Seen> {
     if program == Program::Hull {

@@ -82,9 +82,11 @@ impl Bench<'_> {
         {
             return self.fail("load the image", &error);
         }
-        let parts: [(&str, Part<Self>); 7] = [
+        let parts: [(&str, Part<Self>); 9] = [
             ("time starts", Self::starts),
             ("time restores", Self::restores),
+            ("count copied pages", Self::copies),
+            ("time processes in a container", Self::execs),
             ("time the first process", Self::first_process),
             ("count exits", Self::exits),
             ("watch an idle sandbox", Self::idle),
@@ -166,6 +168,41 @@ impl Bench<'_> {
             self.findings.details.insert(title, marks.stages());
         }
         Ok(())
+    }
+
+    fn copies(&mut self) -> Result<()> {
+        let figure = "run_true_pages_copied";
+        if self.program != Program::Hull || !self.wants(&[figure]) {
+            return Ok(());
+        }
+        for _ in 0..WARM {
+            idle::marks(self.place, false, &self.log())?;
+        }
+        for _ in 0..self.order.runs {
+            let pages = idle::pages_copied(self.place, &self.log())?;
+            self.add(figure, lossless(pages));
+        }
+        Ok(())
+    }
+
+    /// `true` beside a container's first process, from exec to exit.
+    fn execs(&mut self) -> Result<()> {
+        let figure = "exec_true_instructions";
+        if self.program == Program::Qemu || !self.wants(&[figure]) {
+            return Ok(());
+        }
+        let (place, program, log) = (self.place, self.program, self.log());
+        idle::beside(place, program, &log, || {
+            let argv = place.exec_true(program, idle::NAME);
+            for _ in 0..WARM {
+                timing::time(&argv, &log)?;
+            }
+            for _ in 0..self.order.runs {
+                let timing = timing::time(&argv, &log)?;
+                self.add(figure, instructions(timing.end));
+            }
+            Ok(())
+        })
     }
 
     /// From exec to the first process of a guest or container. Hull's marks tell when its

@@ -19,6 +19,8 @@ pub(crate) struct Memory {
     pub(crate) dirty: u64,
     /// Resident pages of the guest's memory.
     pub(crate) guest: u64,
+    /// Those of them that are no file's.
+    pub(crate) copied: u64,
 }
 
 /// Reads a process's mappings.
@@ -48,6 +50,7 @@ struct Mapping {
     resident: u64,
     clean: u64,
     dirty: u64,
+    anonymous: u64,
 }
 
 fn parse(text: &str) -> Memory {
@@ -80,6 +83,7 @@ fn parse(text: &str) -> Memory {
             ("Rss", Some(bytes), Some(last)) => last.resident = bytes,
             ("Private_Clean", Some(bytes), Some(last)) => last.clean = bytes,
             ("Private_Dirty", Some(bytes), Some(last)) => last.dirty = bytes,
+            ("Anonymous", Some(bytes), Some(last)) => last.anonymous = bytes,
             _ => {}
         }
     }
@@ -91,6 +95,7 @@ fn parse(text: &str) -> Memory {
         private: others().map(|m| m.clean + m.dirty).sum(),
         dirty: others().map(|m| m.dirty).sum(),
         guest: mappings.iter().filter(of_guest).map(|m| m.resident).sum(),
+        copied: mappings.iter().filter(of_guest).map(|m| m.anonymous).sum(),
     }
 }
 
@@ -133,6 +138,7 @@ mod tests {
             private: 72 << 10,
             dirty: 12 << 10,
             guest: 30_000 << 10,
+            copied: 0,
         };
         assert_eq!(parse(text), expected);
         assert_eq!(parse(""), Memory::default());
@@ -141,7 +147,10 @@ mod tests {
     #[test]
     fn what_lies_around_a_templates_file_is_the_guests() {
         let block = |head: &str, dirty: u64| {
-            format!("{head}\nSize: 1000 kB\nRss: {dirty} kB\nPrivate_Dirty: {dirty} kB\n")
+            let own = dirty / 2;
+            format!(
+                "{head}\nSize: 1000 kB\nRss: {dirty} kB\nPrivate_Dirty: {dirty} kB\nAnonymous: {own} kB\n"
+            )
         };
         let text = [
             block("50000000-58000000 rw-p 00000000 00:00 0", 1),
@@ -160,6 +169,7 @@ mod tests {
             private: 50_001 << 10,
             dirty: 50_001 << 10,
             guest: 4320 << 10,
+            copied: 2160 << 10,
         };
         assert_eq!(parse(&text.concat()), expected);
     }

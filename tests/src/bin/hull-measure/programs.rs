@@ -68,6 +68,36 @@ impl Place {
         }
     }
 
+    /// The start of a container that idles. QEMU's guest has none.
+    pub(crate) fn idle(&self, program: Program, name: &str) -> Vec<String> {
+        let Program::Runtime(runtime) = program else {
+            return self.hull(&["run", "-d", "--name", name, "bench", "sleep", "infinity"]);
+        };
+        let bundle = self.join("bundles/sleep").display().to_string();
+        let words = ["run", "--detach", "--bundle", &bundle, name];
+        argv(&self.join("bin").join(runtime), &words)
+    }
+
+    /// One more process in it, whose command is `true`.
+    pub(crate) fn exec_true(&self, program: Program, name: &str) -> Vec<String> {
+        self.any(program, &["exec", name, "true"])
+    }
+
+    /// Its end.
+    pub(crate) fn remove(&self, program: Program, name: &str) -> Vec<String> {
+        match program {
+            Program::Runtime(_) => self.any(program, &["delete", "--force", name]),
+            _ => self.any(program, &["rm", "-f", name]),
+        }
+    }
+
+    fn any(&self, program: Program, words: &[&str]) -> Vec<String> {
+        match program {
+            Program::Runtime(name) => argv(&self.join("bin").join(name), words),
+            _ => self.hull(words),
+        }
+    }
+
     /// A start whose command is the doorbell.
     pub(crate) fn run_bell(&self, program: Program) -> Vec<String> {
         match program {
