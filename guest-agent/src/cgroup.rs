@@ -32,7 +32,15 @@ impl Cgroup {
     /// # Errors
     /// Refuses limits that the kernel refuses; nothing is left behind.
     pub(crate) fn create(parent: &Path, id: &str, resources: &Resources) -> Result<Self, Fault> {
-        let files = limits(resources)?;
+        limits(resources)?;
+        Self::make(parent, id)?.limited(resources)
+    }
+
+    /// Makes the group `id` below `parent`, without limits.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub(crate) fn make(parent: &Path, id: &str) -> Result<Self, Fault> {
         let path = parent.join(id);
         match fs::create_dir(&path) {
             // A group of that name without processes is a container's that ended.
@@ -45,12 +53,20 @@ impl Cgroup {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(&path, flags, Mode::empty())
             .or_internal(|| format!("cannot open cgroup {id}"))?;
-        let group = Self { path, directory };
-        if let Err(fault) = group.set(&files) {
-            group.remove();
+        Ok(Self { path, directory })
+    }
+
+    /// A group that was just made, with these limits.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub(crate) fn limited(self, resources: &Resources) -> Result<Self, Fault> {
+        let set = limits(resources).and_then(|files| self.set(&files));
+        if let Err(fault) = set {
+            self.remove();
             return Err(fault);
         }
-        Ok(group)
+        Ok(self)
     }
 
     /// Changes its limits while it is in use.

@@ -23,6 +23,9 @@ use crate::sys;
 /// Longest name of a container, in bytes.
 const MAX_NAME: usize = 128;
 
+/// The name of the cgroup that is made in advance: none that a container can have.
+const FIRST: &str = ".first";
+
 /// One container.
 #[derive(Debug)]
 pub(crate) struct Container {
@@ -68,6 +71,8 @@ pub(crate) struct Containers {
     all: BTreeMap<String, Container>,
     cgroups: Option<PathBuf>,
     delegated: bool,
+    /// Made in advance, for the next container.
+    first: Option<Cgroup>,
     leftover: Vec<Cgroup>,
 }
 
@@ -78,6 +83,11 @@ impl Containers {
             cgroups,
             ..Self::default()
         }
+    }
+
+    /// Whether nothing of any container is left.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.all.is_empty() && self.leftover.is_empty()
     }
 
     /// Makes a container and its first process.
@@ -152,18 +162,41 @@ impl Containers {
 
     fn make_cgroup(&mut self, id: &str, resources: &Resources) -> Result<Option<Cgroup>, Fault> {
         self.sweep();
-        let Some(parent) = &self.cgroups else {
+        if let Some(first) = self.first.take() {
+            return first.limited(resources).map(Some);
+        }
+        let Some(parent) = self.parent() else {
             return Ok(None);
         };
+        Cgroup::create(&parent, id, resources).map(Some)
+    }
+
+    /// Where the containers' cgroups are made, able to hand on every controller.
+    fn parent(&mut self) -> Option<PathBuf> {
+        let parent = self.cgroups.clone()?;
         if !self.delegated {
-            if let Err(error) = cgroup::delegate(parent) {
+            if let Err(error) = cgroup::delegate(&parent) {
                 say(format_args!(
                     "cannot hand controllers to containers: {error}"
                 ));
             }
             self.delegated = true;
         }
-        Cgroup::create(parent, id, resources).map(Some)
+        Some(parent)
+    }
+
+    /// Makes the cgroup of the next container in advance. It is the first one of the guest, and
+    /// making a first one has the kernel patch its own code.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub(crate) fn prepare(&mut self) -> Result<(), Fault> {
+        if self.first.is_none()
+            && let Some(parent) = self.parent()
+        {
+            self.first = Some(Cgroup::make(&parent, FIRST)?);
+        }
+        Ok(())
     }
 
     /// Makes another process in a container.

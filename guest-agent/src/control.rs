@@ -15,6 +15,7 @@ use hull_proto::{
 };
 use rustix::fs::Timespec;
 use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::process::{Pid, WaitOptions};
 use rustix::time::ClockId;
@@ -83,7 +84,7 @@ impl Control {
     }
 
     /// Does what the host asks now. The end of the stream is the wish to stop.
-    pub(crate) fn serve(&mut self, containers: &Containers, space: &mut [u8]) -> Wish {
+    pub(crate) fn serve(&mut self, containers: &mut Containers, space: &mut [u8]) -> Wish {
         match rustix::net::recv(&self.stream, &mut *space, RecvFlags::DONTWAIT) {
             Ok((0, _)) => return Wish::Stop,
             Ok((count, _)) => self.lines.feed(space.get(..count).unwrap_or_default()),
@@ -106,10 +107,10 @@ impl Control {
         }
     }
 
-    fn answer(&mut self, request: &Request, containers: &Containers) -> Wish {
+    fn answer(&mut self, request: &Request, containers: &mut Containers) -> Wish {
         let done = match request {
             Request::Setup(setup) => self.set_up(setup).map(|()| Reply::Ok),
-            Request::Settle => self.flaw.clone().map_or(Ok(Reply::Ok), Err),
+            Request::Settle => self.settle(containers).map(|()| Reply::Ok),
             Request::Ping => Ok(Reply::Ok),
             Request::Stats { id } => containers.stats(id).map(|stats| Reply::Stats(stats.into())),
             Request::Processes { id, after } => {
@@ -166,6 +167,25 @@ impl Control {
             mount_shared_memory(size)?;
         }
         Ok(())
+    }
+
+    /// Leaves nothing of a setup behind but what the kernel and this process keep for the next,
+    /// and makes what the next will need.
+    fn settle(&self, containers: &mut Containers) -> Result<(), Fault> {
+        if let Some(flaw) = &self.flaw {
+            return Err(flaw.clone());
+        }
+        if !containers.is_empty() {
+            return Err(Fault::refused("a container is still there"));
+        }
+        if self.owns_guest {
+            match rustix::mount::unmount(SHARES_DIR, UnmountFlags::empty()) {
+                // There was no setup.
+                Ok(()) | Err(Errno::NOENT | Errno::INVAL) => {}
+                Err(errno) => return Err(errno).or_internal(|| "cannot unmount the shares"),
+            }
+        }
+        containers.prepare()
     }
 
     /// Ends every process and makes what they wrote durable.

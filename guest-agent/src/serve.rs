@@ -133,7 +133,7 @@ impl Server {
         match token {
             Token::Signals => self.reap(),
             Token::Listener => self.accept(),
-            Token::Control => return self.control.serve(&self.containers, &mut self.space),
+            Token::Control => return self.control.serve(&mut self.containers, &mut self.space),
             Token::Session(id, event) => {
                 if let Some(session) = self.sessions.get_mut(&id) {
                     session.on_event(event, &mut self.containers, &mut self.space);

@@ -27,10 +27,11 @@ pub struct Hello {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "request")]
 pub enum Request {
-    /// Gives the guest its identity. Comes once; no process runs before it.
+    /// Gives the guest its identity. Comes once, or once more after [`Request::Settle`]; no process
+    /// runs before it.
     Setup(Setup),
-    /// Does all that needs no identity, so that copies of the guest need not. Refused by a guest
-    /// that isn't whole.
+    /// Undoes a setup whose processes have all ended, so that the guest can be saved, and copies
+    /// set up. Refused by a guest that isn't whole.
     Settle,
     /// Ends every process (SIGTERM is the caller's business), syncs and stops the guest.
     Shutdown,

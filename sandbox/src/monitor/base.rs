@@ -6,10 +6,12 @@
 //! Refuses to fail a start: without a template there is always the kernel.
 
 use std::error::Error;
+use std::fs::File;
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use hull_vmm::machine::SaveError;
+use hull_vmm::machine::{MachineState, SaveError};
 use hull_vmm::memory::WorkingSet;
 
 use crate::console::BootLog;
@@ -20,6 +22,8 @@ use crate::sys;
 use crate::template::{self, Key, KeyError, Maker, Template, TemplateError, Templates};
 
 use super::boot::{self, BootError};
+use super::guest::Guest;
+use super::rehearsal::{self, RehearsalError};
 use super::vm::{Opened, Source, Vm, VmError};
 use super::{OpenError, chain, open_console, open_kvm};
 
@@ -44,6 +48,12 @@ pub(crate) enum BaseError {
     /// Its guest didn't come up.
     #[error("a guest to copy didn't come up")]
     Boot(#[from] BootError),
+    /// Its guest could not start a container.
+    #[error("a guest to copy can't run a container")]
+    Rehearsal(#[from] RehearsalError),
+    /// A stream of its guest's stays open.
+    #[error("a guest to copy doesn't come to rest")]
+    Restless,
     /// Its guest can't be saved.
     #[error("a guest to copy can't be saved")]
     Save(#[from] SaveError),
@@ -138,11 +148,11 @@ pub(super) fn build(vm: &PlannedVm) -> Result<String, BaseError> {
     Ok(key.name())
 }
 
-/// Boots a guest without any share to its idle agent, and saves it.
+/// Boots a guest, has it rehearse, and saves it with its agent idle and no share mounted.
 fn make(maker: &Maker<'_>, key: &Key, console: BootLog, vm: &PlannedVm) -> Result<(), BaseError> {
     let opened = Opened {
         kvm: open_kvm(vm)?,
-        shares: Vec::new(),
+        shares: rehearsal::shares()?,
         console,
         network: Joined::default(),
     };
@@ -151,9 +161,23 @@ fn make(maker: &Maker<'_>, key: &Key, console: BootLog, vm: &PlannedVm) -> Resul
     let watch = guest.start()?;
     let mut agent = boot::hello(&guest, &dials, limit)?;
     drop(watch);
-    agent.settle(&guest, limit)?;
-    guest.rest(REST);
-    let (state, memory) = guest.save()?;
+    rehearsal::run(&guest, &mut agent, limit)?;
+    let (state, memory) = at_rest(&guest, Instant::now() + limit)?;
     maker.publish(key, &agent.kernel, &memory, &state)?;
     Ok(())
+}
+
+/// Saves the guest once no stream but its agent's is open.
+fn at_rest(guest: &Vm, deadline: Instant) -> Result<(MachineState, Arc<File>), BaseError> {
+    loop {
+        guest.rest(REST);
+        let (state, memory) = guest.save()?;
+        if state.keeps_streams() {
+            return Ok((state, memory));
+        }
+        if Instant::now() > deadline {
+            return Err(BaseError::Restless);
+        }
+        guest.resume();
+    }
 }

@@ -8,9 +8,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hull_proto::{
-    ContainerStart, ControlError, Decoder, Failure, Frame, FrameError, GENERATION, Hello,
-    Interface, LineDecoder, MAX_FROM_GUEST, OciJson, PROCESS_PORT, Reply, Request, Setup, Spawn,
-    encode_line,
+    ContainerStart, ControlError, Decoder, ExitStatus, Failure, Frame, FrameError, GENERATION,
+    Hello, Interface, LineDecoder, MAX_FROM_GUEST, OciJson, PROCESS_PORT, Reply, Request, Setup,
+    Spawn, encode_line,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::de::DeserializeOwned;
@@ -174,19 +174,20 @@ impl Agent {
     pub(super) fn setup(
         &mut self,
         guest: &dyn Guest,
-        plan: &Plan,
+        hostname: &str,
         interfaces: &[Interface],
+        shared_memory: bool,
         limit: Duration,
     ) -> Result<(), BootError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let nanoseconds = now.map_or(0, |since| since.as_nanos());
         let request = Request::Setup(Setup {
-            hostname: plan.hostname.clone(),
+            hostname: hostname.to_owned(),
             realtime_ns: u64::try_from(nanoseconds).unwrap_or(u64::MAX),
             entropy: names::random(),
             shares: true,
             interfaces: interfaces.to_vec(),
-            shared_memory_bytes: plan.has_shared_memory().then_some(SHARED_MEMORY),
+            shared_memory_bytes: shared_memory.then_some(SHARED_MEMORY),
         });
         match self.ask(guest, &request, limit)? {
             Reply::Ok => {}
@@ -201,7 +202,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Has the agent do all that its guest's copies need not.
+    /// Has the agent do all that its guest's copies need not, and undo its setup.
     pub(super) fn settle(&mut self, guest: &dyn Guest, limit: Duration) -> Result<(), BootError> {
         match self.ask(guest, &Request::Settle, limit)? {
             Reply::Ok => Ok(()),
@@ -227,33 +228,75 @@ impl Agent {
 
 /// Runs the container's first process, or makes it if it is to be held.
 pub(super) fn spawn(guest: &dyn Guest, plan: &Plan, limit: Duration) -> Result<Started, BootError> {
-    let deadline = Instant::now() + limit;
-    let mut peer = Peer::new(guest.connect(PROCESS_PORT)?)?;
-    peer.send_frame(&Frame::Spawn(Spawn::Container(Box::new(ContainerStart {
+    let start = ContainerStart {
         id: plan.id.clone(),
         spec: OciJson::write(&plan.spec).map_err(FrameError::from)?,
         init: plan.init,
         hold: plan.held,
-    }))));
+    };
+    start_container(guest, start, limit)
+}
+
+/// Makes a container with its first process.
+pub(super) fn start_container(
+    guest: &dyn Guest,
+    start: ContainerStart,
+    limit: Duration,
+) -> Result<Started, BootError> {
+    let deadline = Instant::now() + limit;
+    let mut peer = Peer::new(guest.connect(PROCESS_PORT)?)?;
+    peer.send_frame(&Frame::Spawn(Spawn::Container(Box::new(start))));
     let mut decoder = Decoder::new(MAX_FROM_GUEST);
-    let mut chunk = vec![0; 4096];
     loop {
-        match decoder.take()? {
-            Some(Frame::Started { pid } | Frame::Prepared { pid }) => {
+        match next_frame(guest, &mut peer, &mut decoder, deadline, limit)? {
+            Frame::Started { pid } | Frame::Prepared { pid } => {
                 return Ok(Started {
                     peer,
                     decoder,
                     guest_pid: pid,
                 });
             }
-            Some(Frame::Failed(failure)) => return Err(BootError::Spawn(failure)),
+            Frame::Failed(failure) => return Err(BootError::Spawn(failure)),
             // What became of the process comes next.
-            Some(Frame::OomKilled { .. }) => continue,
-            Some(_) => return Err(BootError::Unexpected),
-            None => {}
+            Frame::OomKilled { .. } => {}
+            _ => return Err(BootError::Unexpected),
+        }
+    }
+}
+
+/// Waits for the process's end; what it writes is nobody's.
+pub(super) fn finish(
+    guest: &dyn Guest,
+    mut started: Started,
+    limit: Duration,
+) -> Result<ExitStatus, BootError> {
+    let deadline = Instant::now() + limit;
+    let (peer, decoder) = (&mut started.peer, &mut started.decoder);
+    loop {
+        match next_frame(guest, peer, decoder, deadline, limit)? {
+            Frame::Exited(status) => return Ok(status),
+            Frame::Failed(failure) => return Err(BootError::Spawn(failure)),
+            Frame::Stdout(_) | Frame::Stderr(_) | Frame::OomKilled { .. } => {}
+            _ => return Err(BootError::Unexpected),
+        }
+    }
+}
+
+/// The next frame of a process stream on which the host has no more to say than what waits.
+fn next_frame(
+    guest: &dyn Guest,
+    peer: &mut Peer,
+    decoder: &mut Decoder,
+    deadline: Instant,
+    limit: Duration,
+) -> Result<Frame, BootError> {
+    let mut chunk = vec![0; 4096];
+    loop {
+        if let Some(frame) = decoder.take()? {
+            return Ok(frame);
         }
         let writing = peer.pending() > 0;
-        ready(guest, &peer, writing, deadline, limit)?;
+        ready(guest, &*peer, writing, deadline, limit)?;
         peer.flush();
         match peer.receive(&mut chunk) {
             Some([]) => return Err(closed(guest, "process")),

@@ -20,6 +20,7 @@ mod jail;
 mod journal;
 mod member;
 mod peer;
+mod rehearsal;
 mod stdin;
 #[cfg(test)]
 mod tests;
@@ -339,7 +340,13 @@ impl Monitor {
         .map_err(|error| failed("boot", &vm, &error))?;
         drop(watch);
         agent
-            .setup(&vm, plan, vm.interfaces(), limit)
+            .setup(
+                &vm,
+                &plan.hostname,
+                vm.interfaces(),
+                plan.has_shared_memory(),
+                limit,
+            )
             .map_err(|error| failed("setup", &vm, &error))?;
         agent.marks.built = built;
         Ok((vm, agent, jail))

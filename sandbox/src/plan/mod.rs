@@ -36,8 +36,8 @@ pub(crate) use limits::update;
 pub use machine::MIN_MEMORY_BYTES;
 pub(crate) use machine::plan as machine;
 pub use pod::PodFacts;
-pub(crate) use shape::FILE_NAME;
 pub use shape::{Export, ExportSource, Plan, PlannedImage, PlannedRoot, PlannedVm};
+pub(crate) use shape::{FILE_NAME, IDENTITY_NAME, ROOT_NAME};
 
 /// SIGTERM, what a container is asked to stop with when nobody says.
 const SIGTERM: u8 = 15;
@@ -219,6 +219,21 @@ pub(crate) fn plan(
         auto_remove: request.auto_remove,
         log_limit_bytes: settings.defaults.log_limit_bytes,
     })
+}
+
+/// The specification of a container that stands for all others: what a request has that asks for
+/// nothing but a command.
+///
+/// # Errors
+/// None that the command can cause.
+pub(crate) fn rehearsal(command: &str) -> Result<oci_spec::runtime::Spec, PlanError> {
+    let mut request = RunRequest::new(Root::Directory(PathBuf::from("/")));
+    request.command = vec![command.to_owned()];
+    let nothing = HostFacts::default();
+    let (_, mounts) = mounts::plan(&request, &Config::default(), &nothing)?;
+    let hostname = "rehearsal";
+    let process = process::plan(&request, &Config::default(), hostname)?;
+    mounts::spec(&request, process, mounts, hostname)
 }
 
 /// The process that an exec runs in the container of `plan`.

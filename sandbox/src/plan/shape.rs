@@ -173,6 +173,6 @@ pub enum ExportSource {
 /// The name of the one file that an [`ExportSource::File`] shows.
 pub(crate) const FILE_NAME: &str = "file";
 /// The name of the container's root among the exports.
-pub(super) const ROOT_NAME: &str = "root";
+pub(crate) const ROOT_NAME: &str = "root";
 /// The name of [`ExportSource::Identity`] among the exports.
-pub(super) const IDENTITY_NAME: &str = "identity";
+pub(crate) const IDENTITY_NAME: &str = "identity";

@@ -15,8 +15,9 @@ use crate::kvm::KvmError;
 use crate::kvm::state::{VcpuState, VmState};
 use crate::memory::Observer;
 use crate::spec::{Checked, VmSpec};
-use crate::virtio::device::RestoreError;
+use crate::virtio::device::{Persist, RestoreError};
 use crate::virtio::transport::SlotState;
+use crate::virtio::vsock::Vsock;
 
 /// The version of the state's layout: one that differs is refused.
 const EPOCH: u32 = 1;
@@ -29,6 +30,19 @@ pub struct MachineState {
     vcpus: Vec<VcpuState>,
     slots: Vec<SlotState>,
     serial: Option<Serial>,
+}
+
+impl MachineState {
+    /// Whether a restored machine goes on with all streams of its guest's: each was opened by the
+    /// guest, and nothing was on its way in any.
+    #[must_use]
+    pub fn keeps_streams(&self) -> bool {
+        let mut vsocks = self.slots.iter().filter(|slot| slot.unit == Vsock::UNIT);
+        vsocks.all(|slot| {
+            slot.device::<Vsock>()
+                .is_ok_and(|vsock| !vsock.had_connections)
+        })
+    }
 }
 
 /// Why a machine's state can't be taken.

@@ -23,7 +23,7 @@ use rustix::event::EventfdFlags;
 use serde::{Deserialize, Serialize};
 
 use self::registers::{FEATURES_OK, Registers, fresh_queues, half};
-use super::device::{Activation, DeviceError, DynDevice, Readiness, RestoreError};
+use super::device::{Activation, DeviceError, DynDevice, Persist, Readiness, RestoreError};
 use super::queue::{Interrupt, Queue, QueueState};
 use super::worker::{DeviceWakers, Poller};
 use crate::memory::GuestRam;
@@ -85,6 +85,13 @@ pub struct SlotState {
     registers: Registers,
     interrupt_status: u32,
     device: Vec<u8>,
+}
+
+impl SlotState {
+    /// What the device in it said of itself.
+    pub(crate) fn device<D: Persist>(&self) -> Result<D::State, rmp_serde::decode::Error> {
+        rmp_serde::from_slice(&self.device)
+    }
 }
 
 struct Shared {
