@@ -1,8 +1,8 @@
-//! Making interfaces again that were read elsewhere, on cards with the same addresses.
+//! Making interfaces again that were read elsewhere, on cards with the same addresses or spare ones.
 
 use std::net::IpAddr;
 
-use hull_proto::{Address, Interface, Neighbour, Route};
+use hull_proto::{Address, Interface, Neighbour, Route, spare_mac};
 
 use crate::link::{Change, change, links};
 use crate::message::Message;
@@ -10,7 +10,7 @@ use crate::socket::{ACK, CREATE, EXCLUSIVE, Socket};
 use crate::words::*;
 use crate::{NetworkError, failed};
 
-/// Gives each card its name, size, addresses, neighbours and routes, and brings it up.
+/// Gives each card its name, its address if it came with a spare one, size, addresses, neighbours and routes, and brings it up.
 ///
 /// # Errors
 /// A card that isn't there, or what the kernel refused.
@@ -20,6 +20,7 @@ pub fn apply(socket: &mut Socket, interfaces: &[Interface]) -> Result<(), Networ
     name(socket, interfaces, &indices)?;
     for (index, interface) in cards() {
         let up = Change {
+            mac: Some(interface.mac),
             mtu: Some(interface.mtu),
             up: true,
             ..Change::default()
@@ -60,14 +61,15 @@ pub fn apply(socket: &mut Socket, interfaces: &[Interface]) -> Result<(), Networ
     Ok(())
 }
 
-/// The numbers of the cards with the interfaces' addresses.
+/// The numbers of the interfaces' cards: in a copied guest, each has the spare address of its
+/// place, in others its own.
 fn find(socket: &mut Socket, interfaces: &[Interface]) -> Result<Vec<u32>, NetworkError> {
     let links = links(socket).map_err(failed("list the interfaces"))?;
-    interfaces
-        .iter()
-        .map(|interface| {
-            let is_its = |mac| mac == Some(interface.mac);
-            let found = links.iter().find(|link| is_its(link.mac));
+    (0..)
+        .zip(interfaces)
+        .map(|(number, interface)| {
+            let mut macs = [spare_mac(number), interface.mac].into_iter();
+            let found = macs.find_map(|mac| links.iter().find(|link| link.mac == Some(mac)));
             found.map(|link| link.index).ok_or_else(|| {
                 NetworkError::Refused(format!("there is no card for interface {}", interface.name))
             })

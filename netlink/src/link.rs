@@ -47,6 +47,8 @@ pub struct Link {
 pub struct Change<'a> {
     /// Its name.
     pub name: Option<&'a str>,
+    /// Its card's address: only while it is down.
+    pub mac: Option<[u8; 6]>,
     /// Its largest packet.
     pub mtu: Option<u32>,
     /// Brings it up.
@@ -96,8 +98,9 @@ pub fn change(socket: &mut Socket, index: u32, change: Change<'_>) -> io::Result
     for word in [index, up, up] {
         info.extend_from_slice(&word.to_ne_bytes());
     }
-    let mut message =
-        Message::new(RTM_NEWLINK, ACK, &info).with_some(IFLA_MTU, change.mtu.map(u32::to_ne_bytes));
+    let mut message = Message::new(RTM_NEWLINK, ACK, &info)
+        .with_some(IFLA_ADDRESS, change.mac)
+        .with_some(IFLA_MTU, change.mtu.map(u32::to_ne_bytes));
     if let Some(name) = change.name {
         message = message.with_text(IFLA_IFNAME, name);
     }

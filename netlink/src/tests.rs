@@ -226,6 +226,7 @@ fn an_interface_is_changed_and_a_missing_one_is_an_error() {
     let index = find().index;
     let wish = Change {
         name: Some("b"),
+        mac: Some([2, 0, 0, 0, 0, 9]),
         mtu: Some(1280),
         up: true,
         is_silent: true,
@@ -233,8 +234,8 @@ fn an_interface_is_changed_and_a_missing_one_is_an_error() {
     change(&mut socket(), index, wish).unwrap();
     let link = find();
     assert_eq!(
-        (link.name.as_str(), link.mtu, link.is_up),
-        ("b", 1280, true)
+        (link.name.as_str(), link.mac, link.mtu, link.is_up),
+        ("b", wish.mac, 1280, true)
     );
     let addresses = Command::new("ip")
         .args(["-6", "address", "show", "dev", "b"])

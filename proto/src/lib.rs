@@ -26,7 +26,9 @@ pub use cgroup::{
 };
 pub use control::{ControlError, Hello, LineDecoder, Reply, Request, Setup, encode_line};
 pub use frame::{Decoder, Frame, FrameError, encode};
-pub use network::{Address, Interface, MAX_INTERFACES, MAX_NETWORK_ENTRIES, Neighbour, Route};
+pub use network::{
+    Address, Interface, MAX_INTERFACES, MAX_NETWORK_ENTRIES, Neighbour, Route, spare_mac,
+};
 pub use process::{ContainerStart, ExecStart, ExitStatus, Failure, FailureKind, OciJson, Spawn};
 
 /// Version of everything in this crate. The monitor refuses an agent of another generation.

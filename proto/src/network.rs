@@ -7,6 +7,13 @@ use serde::{Deserialize, Serialize};
 /// Most interfaces of a guest.
 pub const MAX_INTERFACES: usize = 8;
 
+/// The address of card `number` in a guest that is to be copied: each copy gives it its own.
+#[must_use]
+pub const fn spare_mac(number: u8) -> [u8; 6] {
+    // One of those that anybody may give away.
+    [2, b'h', b'u', b'l', b'l', number]
+}
+
 /// Most addresses, routes and neighbours of a guest's interfaces, all counted. With these, a
 /// setup fits the control stream's line.
 pub const MAX_NETWORK_ENTRIES: usize = 192;

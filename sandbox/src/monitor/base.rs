@@ -67,16 +67,18 @@ pub(super) struct Base {
     /// Why there is none, if there should be one.
     pub(super) notice: Option<String>,
     tried: Option<(Templates, Key)>,
+    /// What was learnt of this start.
+    learnt: WorkingSet,
 }
 
 impl Base {
     /// Finds the template for this VM, or makes it.
-    pub(super) fn find(entry: &Entry, vm: &PlannedVm) -> Self {
+    pub(super) fn find(entry: &Entry, vm: &PlannedVm, cards: u8) -> Self {
         let Some(templates) = template::of(vm).filter(|_| sys::has_virtualization()) else {
             return Self::default();
         };
         let mut base = Self::default();
-        match base.attempt(templates, || open_console(entry), vm) {
+        match base.attempt(templates, || open_console(entry), vm, cards) {
             Ok(template) => base.template = template,
             // The boot will tell it better.
             Err(BaseError::Open(_) | BaseError::Key(_)) => {}
@@ -90,8 +92,9 @@ impl Base {
         templates: Templates,
         console: impl FnOnce() -> Result<BootLog, OpenError>,
         vm: &PlannedVm,
+        cards: u8,
     ) -> Result<Option<Template>, BaseError> {
-        let key = Key::of(vm, open_kvm(vm)?.as_fd())?;
+        let key = Key::of(vm, cards, open_kvm(vm)?.as_fd())?;
         let (templates, key) = self.tried.insert((templates, key));
         if templates.given_up(key) {
             return Ok(None);
@@ -113,11 +116,13 @@ impl Base {
         Ok(templates.find(key)?)
     }
 
-    /// Has later starts profit from what a copy needed to have its first process run.
-    pub(super) fn learn(&self, set: &WorkingSet) {
+    /// Has later starts profit from what a copy needed, beside what was learnt of it before.
+    pub(super) fn learn(&mut self, set: &WorkingSet) {
         if let Some((templates, key)) = &self.tried {
+            // What is gathered isn't seen any more.
+            self.learnt.join(set);
             // The next start is watched in this one's place.
-            let _ = templates.learn(key, set);
+            let _ = templates.learn(key, self.learnt.clone());
         }
     }
 
@@ -140,7 +145,7 @@ pub(super) fn build(vm: &PlannedVm) -> Result<String, BaseError> {
     let Some(templates) = template::of(vm) else {
         return Err(TemplateError::Make("this VM takes none".to_owned()).into());
     };
-    let key = Key::of(vm, open_kvm(vm)?.as_fd())?;
+    let key = Key::of(vm, 0, open_kvm(vm)?.as_fd())?;
     let maker = templates
         .maker()?
         .ok_or_else(|| TemplateError::Make("another process is making one".to_owned()))?;
@@ -150,21 +155,27 @@ pub(super) fn build(vm: &PlannedVm) -> Result<String, BaseError> {
 
 /// Boots a guest, has it rehearse, and saves it with its agent idle and no share mounted.
 fn make(maker: &Maker<'_>, key: &Key, console: BootLog, vm: &PlannedVm) -> Result<(), BaseError> {
-    let opened = Opened {
-        kvm: open_kvm(vm)?,
-        shares: rehearsal::shares()?,
-        console,
-        network: Joined::default(),
-    };
+    let opened = stage(console, key.cards, vm)?;
     let limit = Duration::from_secs(u64::from(vm.boot_timeout_s));
     let (mut guest, dials) = Vm::build(vm, opened, Source::boot(vm, true)?)?;
     let watch = guest.start()?;
     let mut agent = boot::hello(&guest, &dials, limit)?;
     drop(watch);
     rehearsal::run(&guest, &mut agent, limit)?;
+    agent.settle(&guest, limit)?;
     let (state, memory) = at_rest(&guest, Instant::now() + limit)?;
     maker.publish(key, &agent.kernel, &memory, &state)?;
     Ok(())
+}
+
+/// What a guest has that belongs to nobody.
+fn stage(console: BootLog, cards: u8, vm: &PlannedVm) -> Result<Opened, BaseError> {
+    Ok(Opened {
+        kvm: open_kvm(vm)?,
+        shares: rehearsal::shares()?,
+        console,
+        network: Joined::spare(cards).map_err(RehearsalError::from)?,
+    })
 }
 
 /// Saves the guest once no stream but its agent's is open.

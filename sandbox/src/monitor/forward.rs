@@ -20,7 +20,7 @@ const MOST: usize = 64;
 const STACK: usize = 128 * 1024;
 
 /// Forwards for as long as this process lives. Without a thread for it, nobody is forwarded.
-pub(super) fn start(local: Local, guest: Connector) {
+pub(super) fn start(local: Arc<Local>, guest: Connector) {
     let serve = move || {
         let taken = Arc::new(());
         while let Ok((client, port)) = local.accept() {

@@ -4,6 +4,8 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 
+use hull_vmm::memory::WorkingSet;
+
 use crate::rootfs::SharedDirectory;
 
 /// A running guest. The machine is one; tests bring their own.
@@ -19,6 +21,10 @@ pub(super) trait Guest {
     /// Requests that it has made of its shares.
     fn fs_requests(&self) -> u64 {
         0
+    }
+    /// What a copy of a template that nobody has learnt from touched up to now.
+    fn observed(&self) -> Option<WorkingSet> {
+        None
     }
     /// Has it stand still. Idempotent.
     fn pause(&self) {}

@@ -38,7 +38,7 @@ use std::process::ExitCode;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -71,6 +71,9 @@ const DESCRIPTORS: u64 = 1 << 20;
 /// What the last output of a container may take to be read by whoever gave the monitor its own
 /// streams.
 const LAST_OUTPUT: Duration = Duration::from_secs(10);
+
+/// A container that has ended by then shows all that a start needs, up to its end.
+const SHORT: SignedDuration = SignedDuration::from_secs(2);
 
 /// What a killed container may take before its VM is ended.
 const KILL_GRACE: Duration = Duration::from_secs(3);
@@ -124,6 +127,7 @@ struct Monitor {
     began: u64,
     /// What whoever started the container should hear.
     notice: Option<String>,
+    base: Base,
 }
 
 /// Where a first process runs.
@@ -172,6 +176,7 @@ impl Monitor {
             streams: inherited.streams,
             began: sys::monotonic_ns(),
             notice: None,
+            base: Base::default(),
         }
     }
 
@@ -268,9 +273,10 @@ impl Monitor {
 
     /// A first process in a VM of its own.
     fn bring_up(&mut self, plan: &Plan) -> Result<Place, Failed> {
+        let network = connect(plan)?;
         // A guest that is to be copied belongs to nobody, and to no container's share.
-        let mut base = Base::find(&self.entry, &plan.vm);
-        let opened = open(&self.entry, plan)?;
+        let mut base = Base::find(&self.entry, &plan.vm, network.cards());
+        let opened = open(&self.entry, plan, network)?;
         let scene = self.scene(plan, &opened.shares)?;
         let cgroup = enter_cgroup(plan)?;
         let (mut vm, agent, jail) = self.awaken(plan, opened, &mut base)?;
@@ -279,7 +285,8 @@ impl Monitor {
             base.learn(&set);
         }
         vm.forward();
-        self.notice = base.notice;
+        self.notice = base.notice.take();
+        self.base = base;
         Ok(Place {
             guest: Box::new(vm),
             started,
@@ -366,8 +373,7 @@ impl Monitor {
                 kvm: opened.kvm.try_clone().map_err(stage("open"))?,
                 shares: rootfs::again(&opened.shares).map_err(stage("rootfs"))?,
                 console: open_console(&self.entry).map_err(stage("open"))?,
-                // A plan with a network has no template.
-                network: Joined::default(),
+                network: opened.network.again().map_err(stage("network"))?,
             };
             match Vm::build(&plan.vm, opened, Source::Copy(template.into())) {
                 Ok((vm, dials)) => return Ok((vm, dials, Some(kernel))),
@@ -417,7 +423,7 @@ impl Monitor {
         let Finished {
             mut clients,
             listener,
-            guest: _still,
+            guest: still,
         } = driver.finish();
         let (mut record, status) = record(end, Some(started_at));
         record.oom |= oom;
@@ -430,6 +436,11 @@ impl Monitor {
         let _ = driver::flush(clients, carrier.as_ref().map(|_| LAST_OUTPUT));
         if let Some(carrier) = carrier {
             carrier.finish(LAST_OUTPUT);
+        }
+        // One that was short needed at its end what others need, too.
+        let short = started_at.duration_until(Timestamp::now()) < SHORT;
+        if let Some(set) = still.observed().filter(|_| short) {
+            self.base.learn(&set);
         }
         // Whoever adopted this process takes its end for the container's.
         ExitCode::from(record.code)
@@ -520,21 +531,25 @@ impl OpenError {
     }
 }
 
-fn open(entry: &Entry, plan: &Plan) -> Result<Opened, Failed> {
-    if !plan.vm.allow_emulated_kvm && !sys::has_virtualization() {
-        let path = plan.vm.kvm.clone();
-        return Err(stage("open")(OpenError::Emulated { path }));
-    }
-    let network = match &plan.network {
-        Some(path) => network::join(path).map_err(stage("network"))?,
-        None => Joined::default(),
-    };
+fn open(entry: &Entry, plan: &Plan, network: Joined) -> Result<Opened, Failed> {
     Ok(Opened {
         kvm: open_kvm(&plan.vm).map_err(stage("open"))?,
         network,
         console: open_console(entry).map_err(stage("open"))?,
         shares: rootfs::assemble(entry, plan).map_err(stage("rootfs"))?,
     })
+}
+
+/// Joins the plan's network, which decides what devices the guest has.
+fn connect(plan: &Plan) -> Result<Joined, Failed> {
+    if !plan.vm.allow_emulated_kvm && !sys::has_virtualization() {
+        let path = plan.vm.kvm.clone();
+        return Err(stage("open")(OpenError::Emulated { path }));
+    }
+    match &plan.network {
+        Some(path) => network::join(path).map_err(stage("network")),
+        None => Ok(Joined::default()),
+    }
 }
 
 fn spawn(guest: &dyn Guest, plan: &Plan) -> Result<Started, Failed> {
@@ -560,6 +575,18 @@ fn open_kvm(vm: &PlannedVm) -> Result<OwnedFd, OpenError> {
 
 fn open_console(entry: &Entry) -> Result<BootLog, OpenError> {
     let path = entry.boot_log_path();
+    /// Joins the plan's network, which decides what devices the guest has.
+    fn connect(plan: &Plan) -> Result<Joined, Failed> {
+        if !plan.vm.allow_emulated_kvm && !sys::has_virtualization() {
+            let path = plan.vm.kvm.clone();
+            return Err(stage("open")(OpenError::Emulated { path }));
+        }
+        match &plan.network {
+            Some(path) => network::join(path).map_err(stage("network")),
+            None => Ok(Joined::default()),
+        }
+    }
+
     BootLog::open(path.clone()).map_err(|source| OpenError::Path {
         what: "boot log",
         path,

@@ -82,7 +82,7 @@ fn write(share: &SharedDirectory, name: &str, content: &[u8]) -> io::Result<()> 
     File::from(openat(&share.directory, name, flags, mode)?).write_all(content)
 }
 
-/// Has the guest run the container to its end and forget it.
+/// Has the guest run the container to its end.
 pub(super) fn run(
     guest: &dyn Guest,
     agent: &mut Agent,
@@ -100,10 +100,9 @@ pub(super) fn run(
     };
     let started = boot::start_container(guest, start, limit)?;
     match boot::finish(guest, started, limit)? {
-        ExitStatus::Exited(0) => {}
-        other => return Err(RehearsalError::Ended(other)),
+        ExitStatus::Exited(0) => Ok(()),
+        other => Err(RehearsalError::Ended(other)),
     }
-    Ok(agent.settle(guest, limit)?)
 }
 
 /// A program in one page: an ELF header and one segment (elf(5)), which writes a line and exits.

@@ -19,7 +19,7 @@ use hull_vmm::spec::{
     DeviceSpec, FsSpec, MemoryBacking, MemorySpec, NetSpec, SpecError, VmSpec, VsockSpec,
 };
 use hull_vmm::virtio::fs::{CachePolicy, FsExport, FsLimits, FsStats};
-use hull_vmm::virtio::net::Tap;
+use hull_vmm::virtio::net::{Offloads, Tap};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::console::{BootLog, Tail};
@@ -137,6 +137,19 @@ fn spec(vm: &PlannedVm, network: &Joined, backing: MemoryBacking) -> VmSpec {
     }
 }
 
+/// The host's ends of the cards.
+fn taps(network: &mut Joined) -> Vec<Tap> {
+    let set_offloads = match network.is_spare {
+        true => |_: BorrowedFd<'_>, _: Offloads| Ok(()),
+        false => sys::set_offloads,
+    };
+    let tap = |device| Tap {
+        device,
+        set_offloads: Box::new(set_offloads),
+    };
+    network.taps.drain(..).map(tap).collect()
+}
+
 impl Vm {
     /// Builds it; nothing of the guest runs yet.
     pub(super) fn build(
@@ -148,10 +161,6 @@ impl Vm {
         let console = opened.console.tail();
         let exports = opened.shares.into_iter().map(export);
         let mut network = opened.network;
-        let taps = network.taps.drain(..).map(|device| Tap {
-            device,
-            set_offloads: Box::new(sys::set_offloads),
-        });
         let mut host = Host {
             kvm: opened.kvm,
             kernel: None,
@@ -161,7 +170,7 @@ impl Vm {
             console: Box::new(opened.console),
             console_input: None,
             blocks: Vec::new(),
-            taps: taps.collect(),
+            taps: taps(&mut network),
             fs_exports: exports.collect(),
             fs_limits: FsLimits::default(),
             vsock_ports: BTreeMap::from([(CONTROL_PORT, dial.clone())]),
@@ -200,11 +209,6 @@ impl Vm {
     pub(super) fn start(&mut self) -> Result<Watch, VmError> {
         self.machine.start().map_err(VmError::Start)?;
         watch(&self.machine, self.dial.clone()).map_err(VmError::Watch)
-    }
-
-    /// What a copy of a template that nobody has learnt from touched up to now; told once.
-    pub(super) fn observed(&mut self) -> Option<WorkingSet> {
-        self.machine.observed()
     }
 
     /// The interfaces that the guest is to have.
@@ -283,6 +287,10 @@ impl Guest for Vm {
 
     fn fs_requests(&self) -> u64 {
         self.machine.fs_stats().map_or(0, FsStats::total)
+    }
+
+    fn observed(&self) -> Option<WorkingSet> {
+        self.machine.observed()
     }
 
     fn pause(&self) {

@@ -18,10 +18,12 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 
 use hull_netlink::{Change, NetworkError, Protocol, Socket};
-use hull_proto::Interface;
+use hull_proto::{Interface, spare_mac};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::OFlags;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -63,9 +65,54 @@ pub(crate) struct Joined {
     /// A tap for each, in that order.
     pub(crate) taps: Vec<OwnedFd>,
     /// The owner of the redirection.
-    pub(crate) owner: Option<Socket>,
+    pub(crate) owner: Option<Arc<Socket>>,
     /// Who connects to the namespace's own `localhost`, on behalf of the guest's.
-    pub(crate) local: Option<Local>,
+    pub(crate) local: Option<Arc<Local>>,
+    /// The taps are none.
+    pub(crate) is_spare: bool,
+}
+
+impl Joined {
+    /// What stands for so many interfaces in a guest that is to be copied: no frame ever comes
+    /// or goes, as its cards are down.
+    pub(crate) fn spare(cards: u8) -> io::Result<Self> {
+        let mut spare = Self {
+            is_spare: true,
+            ..Self::default()
+        };
+        for number in 0..cards {
+            // Something that can be waited for and never has a word.
+            let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+            spare.taps.push(eventfd(0, flags)?);
+            spare.interfaces.push(Interface {
+                name: format!("spare{number}"),
+                mac: spare_mac(number),
+                // A guest's driver never takes a larger one than it has first seen.
+                mtu: u16::MAX.into(),
+                addresses: Vec::new(),
+                routes: Vec::new(),
+                neighbours: Vec::new(),
+            });
+        }
+        Ok(spare)
+    }
+
+    /// How many cards the guest has.
+    pub(crate) fn cards(&self) -> u8 {
+        u8::try_from(self.interfaces.len()).unwrap_or(u8::MAX)
+    }
+
+    /// The same network once more.
+    pub(crate) fn again(&self) -> io::Result<Self> {
+        let taps: io::Result<_> = self.taps.iter().map(OwnedFd::try_clone).collect();
+        Ok(Self {
+            interfaces: self.interfaces.clone(),
+            taps: taps?,
+            owner: self.owner.clone(),
+            local: self.local.clone(),
+            is_spare: self.is_spare,
+        })
+    }
 }
 
 /// Joins the namespace at `path`, as it is now.
@@ -133,10 +180,10 @@ fn tie() -> Result<Joined, NetworkError> {
         let link = links.into_iter().find(|link| link.name == name);
         let link = link.ok_or_else(|| failed("find the tap")(io::ErrorKind::NotFound.into()))?;
         let wanted = Change {
-            name: None,
             mtu: Some(interface.mtu),
             up: true,
             is_silent: true,
+            ..Change::default()
         };
         hull_netlink::change(&mut route, link.index, wanted).map_err(failed("bring the tap up"))?;
         pairs.push([(index, interface.name.clone()), (link.index, name)]);
@@ -144,9 +191,9 @@ fn tie() -> Result<Joined, NetworkError> {
         joined.interfaces.push(interface);
     }
     if !pairs.is_empty() {
-        joined.owner = Some(redirect::redirect(&pairs)?);
+        joined.owner = Some(Arc::new(redirect::redirect(&pairs)?));
         // Without it nobody reaches the guest's localhost from here: all else works.
-        joined.local = local::listen().ok();
+        joined.local = local::listen().ok().map(Arc::new);
     }
     Ok(joined)
 }

@@ -55,12 +55,9 @@ pub(crate) fn plan(
         .to_owned(),
         debug: request.debug,
         kvm: settings.kvm.clone(),
-        // Who debugs wants to see the boot, and a template's guest has no network cards.
-        templates: (settings.templates
-            && !request.no_template
-            && !request.debug
-            && request.network.is_none())
-        .then(|| settings.state_dir.join(template::DIRECTORY)),
+        // Who debugs wants to see the boot.
+        templates: (settings.templates && !request.no_template && !request.debug)
+            .then(|| settings.state_dir.join(template::DIRECTORY)),
         allow_emulated_kvm: settings.allow_emulated_kvm,
         boot_timeout_s: settings.defaults.boot_timeout_s,
     })

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::plan::PlannedVm;
 
 /// Version of all that a template holds, whatever else is equal.
-const EPOCH: u32 = 1;
+const EPOCH: u32 = 2;
 
 /// The running program, whose devices the template's guest knows.
 const OWN_PROGRAM: &str = "/proc/self/exe";
@@ -47,6 +47,8 @@ pub(crate) struct Key {
     initrd: FileIdentity,
     cmdline: String,
     pub(super) vcpus: u8,
+    /// Network cards: each stands among the devices.
+    pub(crate) cards: u8,
     pub(super) memory_bytes: u64,
 }
 
@@ -79,7 +81,7 @@ impl FileIdentity {
 
 impl Key {
     /// The key of a VM on this host, as it is now.
-    pub(crate) fn of(vm: &PlannedVm, kvm: BorrowedFd<'_>) -> Result<Self, KeyError> {
+    pub(crate) fn of(vm: &PlannedVm, cards: u8, kvm: BorrowedFd<'_>) -> Result<Self, KeyError> {
         Ok(Self {
             epoch: EPOCH,
             host: host(),
@@ -89,6 +91,7 @@ impl Key {
             initrd: FileIdentity::of(&vm.initrd)?,
             cmdline: vm.cmdline.clone(),
             vcpus: vm.vcpus,
+            cards,
             memory_bytes: vm.memory_bytes,
         })
     }
@@ -101,7 +104,7 @@ impl Key {
             (&file.path, file.inode, file.size_bytes).hash(&mut hasher);
             (file.modified, file.changed).hash(&mut hasher);
         }
-        (&self.cmdline, self.vcpus, self.memory_bytes).hash(&mut hasher);
+        (&self.cmdline, self.vcpus, self.cards, self.memory_bytes).hash(&mut hasher);
         format!("{:016x}", hasher.finish())
     }
 }
@@ -136,6 +139,7 @@ pub(super) fn sample(memory_bytes: u64) -> Key {
         initrd: file,
         cmdline: "quiet".to_owned(),
         vcpus: 1,
+        cards: 0,
         memory_bytes,
     }
 }
@@ -149,7 +153,7 @@ mod tests {
         let key = sample(64 << 20);
         assert!(is_name(&key.name()));
         assert_eq!(key.name(), key.clone().name());
-        let changes: [fn(&mut Key); 7] = [
+        let changes: [fn(&mut Key); 8] = [
             |key| key.epoch += 1,
             |key| key.host.push('x'),
             |key| key.processor += 1,
@@ -157,6 +161,7 @@ mod tests {
             |key| key.initrd.inode += 1,
             |key| key.cmdline.clear(),
             |key| key.vcpus += 1,
+            |key| key.cards += 1,
         ];
         for change in changes {
             let mut other = key.clone();

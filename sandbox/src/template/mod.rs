@@ -85,6 +85,8 @@ pub struct TemplateInfo {
     pub name: String,
     /// Processors of its guest.
     pub vcpus: u8,
+    /// Network cards of its guest.
+    pub cards: u8,
     /// Memory of its guest in bytes.
     pub memory_bytes: u64,
     /// Bytes that it takes on disk.
@@ -184,12 +186,13 @@ impl Templates {
         }))
     }
 
-    /// Notes what a start from the template of this key needed, unless another has.
+    /// Notes what a start from the template of this key needed.
     ///
     /// # Errors
     /// If the disk refuses: then the next start is watched.
-    pub(crate) fn learn(&self, key: &Key, set: &WorkingSet) -> io::Result<()> {
-        let Some(bytes) = pages::encode(set) else {
+    pub(crate) fn learn(&self, key: &Key, mut set: WorkingSet) -> io::Result<()> {
+        set.gather(&self.open(&key.name())?);
+        let Some(bytes) = pages::encode(&set) else {
             return Ok(());
         };
         let flags = OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC;
@@ -198,6 +201,8 @@ impl Templates {
         file.write_all(&bytes)?;
         let name = self.directory.join(key.name() + PAGES);
         let path = sys::descriptor_path(&file);
+        // A start that comes between the two is watched, too.
+        let _ = fs::remove_file(&name);
         Ok(linkat(CWD, path, CWD, name, AtFlags::SYMLINK_FOLLOW)?)
     }
 
@@ -290,6 +295,7 @@ impl Templates {
         Ok(TemplateInfo {
             name,
             vcpus: header.as_ref().map_or(0, |header| header.key.vcpus),
+            cards: header.as_ref().map_or(0, |header| header.key.cards),
             memory_bytes: header.as_ref().map_or(0, |header| header.key.memory_bytes),
             size_bytes: metadata.blocks() * 512,
             kernel: header.map(|header| header.kernel).unwrap_or_default(),

@@ -158,6 +158,50 @@ fn packets_of_every_kind_pass_both_ways_and_are_counted_alike() {
 }
 
 #[test]
+fn a_start_with_a_network_is_copied_from_a_template_with_as_many_cards() {
+    let Some(hull) = Hull::apart() else { return };
+    let wire = Wire::new();
+    idle(&hull, &wire, "first");
+    hull.cmd(["rm", "-f", "first"]).output().ok();
+    let listed = [
+        "template",
+        "ls",
+        "--format",
+        "{{.ID}} {{.Cards}} {{.Status}}",
+    ];
+    let made = hull.cmd(listed).output().ok();
+    assert!(
+        made.ends_with(" 1 usable\n") && made.lines().count() == 1,
+        "{made:?}"
+    );
+    idle(&hull, &wire, "copy");
+    // A copy's agent is there at once; one that boots is ready after its first instruction.
+    let marks = "{{.Hull.StartMarks.Agent}} {{.Hull.StartMarks.Ready}}";
+    let marks = hull.cmd(["inspect", "-f", marks, "copy"]).output().ok();
+    let (agent, ready) = marks.trim().split_once(' ').unwrap();
+    assert_eq!(agent, ready);
+    let script = "cd /sys/class/net/eth0; cat address mtu; ping -c1 -w20 10.7.0.1 >/dev/null";
+    let said = hull.cmd(["exec", "copy", "sh", "-c", script]).output().ok();
+    assert_eq!(said, "02:00:00:00:00:02\n1400\n");
+    hull.cmd(["rm", "-f", "copy"]).output().ok();
+    // Two interfaces are another shape.
+    wire.add_second();
+    let said = run(
+        &hull,
+        &wire,
+        "cd /sys/class/net; cat lan0/address eth0/address",
+    )
+    .output();
+    assert_eq!(said.ok(), "02:00:00:00:00:02\n02:00:00:00:00:12\n");
+    let cards = ["template", "ls", "--format", "{{.Cards}}"];
+    assert_eq!(lines(&hull.cmd(cards).output().ok()), ["1", "2"]);
+    assert!(
+        hull.cmd(listed).output().ok().contains(made.trim()),
+        "it was made again"
+    );
+}
+
+#[test]
 fn a_monitor_that_is_killed_leaves_the_namespace_as_it_was() {
     let Some(hull) = Hull::new() else { return };
     let wire = Wire::new();

@@ -347,10 +347,10 @@ impl Machine {
         self.shares.as_ref()
     }
 
-    /// What a machine that was restored without a [`Host::working_set`] has touched up to now;
-    /// told once.
-    pub fn observed(&mut self) -> Option<WorkingSet> {
-        self.observer.take()?.seen(&self.memory).ok()
+    /// What a machine that was restored without a [`Host::working_set`] has touched up to now.
+    #[must_use]
+    pub fn observed(&self) -> Option<WorkingSet> {
+        self.observer.as_ref()?.seen(&self.memory).ok()
     }
 
     /// The file that holds guest memory, with [`crate::spec::MemoryBacking::Shared`].

@@ -31,6 +31,8 @@ pub type GuestRam = Arc<GuestMemoryMmap>;
 
 /// Bytes of a page.
 const PAGE: u64 = 4096;
+/// Bytes of a huge page.
+const HUGE_PAGE: u64 = 2 << 20;
 /// Where low RAM ends and the MMIO gap begins.
 pub const GAP_START: u64 = 3 << 30;
 /// Where the MMIO gap ends and high RAM begins.
@@ -116,6 +118,7 @@ pub fn map_ram(
         let mut mapping = MmapRegionBuilder::new(usize::try_from(length).unwrap_or(usize::MAX))
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(flags | libc::MAP_NORESERVE);
+        let _pad = Pad::before(length);
         if let Some(file) = &file {
             mapping = mapping.with_file_offset(FileOffset::from_arc(Arc::clone(file), offset));
         }
@@ -131,6 +134,43 @@ pub fn map_ram(
     }
     let memory = GuestMemoryMmap::from_regions(regions).map_err(MemoryError::Layout)?;
     Ok((Arc::new(memory), file.filter(|_| shared)))
+}
+
+/// Takes up the addresses above the next mapping, so that the host, which goes down from the last
+/// one, puts it where its huge pages are those of its file.
+struct Pad {
+    start: *mut c_void,
+    length: usize,
+}
+
+impl Pad {
+    /// For a mapping of `length`; nothing if the host's choice is good, or it gives no room.
+    fn before(length: u64) -> Option<Self> {
+        // One page more than a multiple of huge pages, which the host would place as ours are to
+        // be: the space where it puts all else.
+        let length = usize::try_from(length + PAGE).ok()?;
+        let probe = Self::map(std::ptr::null_mut(), length, MapFlags::PRIVATE)?;
+        let end = probe.start.map_addr(|start| start + length);
+        let above = (probe.start.addr() + PAGE as usize) % HUGE_PAGE as usize;
+        drop(probe);
+        let start = end.map_addr(|end| end - above);
+        Self::map(start, above, MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE)
+    }
+
+    fn map(start: *mut c_void, length: usize, flags: MapFlags) -> Option<Self> {
+        let (access, flags) = (ProtFlags::empty(), flags | MapFlags::NORESERVE);
+        // SAFETY: a fresh mapping that nothing else knows, and that takes the place of none; of no
+        // length, it is refused.
+        let start = unsafe { rustix::mm::mmap_anonymous(start, length, access, flags) };
+        start.ok().map(|start| Self { start, length })
+    }
+}
+
+impl Drop for Pad {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this value's own.
+        let _ = unsafe { rustix::mm::munmap(self.start, self.length) };
+    }
 }
 
 /// A boot touches RAM all over: in pages of 4 KiB that is thousands of faults, each with an
@@ -292,6 +332,16 @@ mod tests {
             assert!(discard(&memory, GuestAddress(u64::MAX - 10), u32::MAX).is_err());
             discard(&memory, GuestAddress(5), 4096).unwrap();
         }
+    }
+
+    #[test]
+    fn a_templates_huge_pages_can_be_the_hosts() {
+        let size = 32 << 20;
+        let template = tempfile::tempfile().unwrap();
+        template.set_len(size).unwrap();
+        let (memory, _) = map_ram(&spec(size, MemoryBacking::Template), Some(template)).unwrap();
+        let start = memory.iter().next().unwrap().as_ptr() as u64;
+        assert!(start.is_multiple_of(HUGE_PAGE), "{start:#x}");
     }
 
     #[test]

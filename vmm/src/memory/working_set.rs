@@ -6,17 +6,22 @@
 //! copied, in bulk. All of it is advice: a set that is wrong, or a host that can't, costs time or
 //! memory, never content.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::ptr;
 
 use rustix::ioctl::{self, Updater, opcode};
-use rustix::mm::{Advice, UserfaultfdFlags, userfaultfd};
+use rustix::mm::{Advice, MapFlags, ProtFlags, UserfaultfdFlags, userfaultfd};
 use vm_memory::{Address, GuestMemory, GuestMemoryRegion};
 
-use super::{GuestRam, PAGE, host_range};
+use super::{GAP_START, GuestRam, HUGE_PAGE, PAGE, host_range};
+
+/// So many pages of a huge page must be read to have it mapped in one piece.
+const DENSE: u64 = 16;
 
 /// Bytes of an entry of `/proc/PID/pagemap`, and how many are read at once.
 const ENTRY: usize = 8;
@@ -153,6 +158,54 @@ fn fault_alone(memory: &GuestRam) -> io::Result<OwnedFd> {
 }
 
 impl WorkingSet {
+    /// Has the host hold in huge pages what starts read of `template` without ever writing there:
+    /// kernel code for the most part. A whole huge page then costs a later start what one page does.
+    /// Notes those that the host holds so; a host that can't changes nothing.
+    pub fn gather(&mut self, template: &File) {
+        let mut blocks = self.dense_blocks();
+        blocks.retain(|block| collapse(template, block.start).is_ok());
+        let is_in = |range: &Range<u64>| blocks.iter().any(|block| block.contains(&range.start));
+        let parts = self.touched.iter().flat_map(split);
+        let mut touched: Vec<Range<u64>> = parts.filter(|part| !is_in(part)).collect();
+        touched.extend(blocks);
+        touched.sort_unstable_by_key(|range| range.start);
+        self.touched = touched;
+    }
+
+    /// Takes what another start needed in as well.
+    pub fn join(&mut self, other: &Self) {
+        for (ours, theirs) in [
+            (&mut self.written, &other.written),
+            (&mut self.touched, &other.touched),
+        ] {
+            ours.extend_from_slice(theirs);
+            ours.sort_unstable_by_key(|range| range.start);
+            let mut joined: Vec<Range<u64>> = Vec::with_capacity(ours.len());
+            for range in ours.drain(..) {
+                match joined.last_mut() {
+                    Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+                    _ => joined.push(range),
+                }
+            }
+            *ours = joined;
+        }
+    }
+
+    /// The huge pages of low RAM, which lies in a template's file as it does in the guest, that are
+    /// read often enough and not written.
+    fn dense_blocks(&self) -> Vec<Range<u64>> {
+        let mut read: BTreeMap<u64, u64> = BTreeMap::new();
+        for part in self.touched.iter().flat_map(split) {
+            *read.entry(part.start / HUGE_PAGE).or_default() += (part.end - part.start) / PAGE;
+        }
+        for part in self.written.iter().flat_map(split) {
+            read.remove(&(part.start / HUGE_PAGE));
+        }
+        read.retain(|block, pages| *pages >= DENSE && (block + 1) * HUGE_PAGE <= GAP_START);
+        let range = |block: &u64| block * HUGE_PAGE..(block + 1) * HUGE_PAGE;
+        read.keys().map(range).collect()
+    }
+
     /// Copies the pages that will be written; what lies outside of `memory` is passed over.
     pub(crate) fn make_ready(&self, memory: &GuestRam) {
         for range in &self.written {
@@ -164,6 +217,43 @@ impl WorkingSet {
             let _ = unsafe { rustix::mm::madvise(start, length, Advice::LinuxPopulateWrite) };
         }
     }
+}
+
+/// A range's parts in each huge page.
+fn split(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+    let (mut start, end) = (range.start, range.end);
+    std::iter::from_fn(move || {
+        let part = start..end.min((start / HUGE_PAGE + 1) * HUGE_PAGE);
+        start = part.end;
+        (!part.is_empty()).then_some(part)
+    })
+}
+
+/// Has the host's page cache hold the huge page of `file` at `offset` in one piece (madvise(2),
+/// `MADV_COLLAPSE`, Linux 6.1). For most file systems the mapping must be one of code.
+fn collapse(file: &File, offset: u64) -> io::Result<()> {
+    let room = 2 * HUGE_PAGE as usize;
+    let (access, flags) = (ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::NORESERVE);
+    // SAFETY: a fresh mapping that nothing else knows.
+    let space = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), room, access, flags) }?;
+    let begin = space.map_addr(|address| address.next_multiple_of(HUGE_PAGE as usize));
+    let (access, flags) = (
+        ProtFlags::READ | ProtFlags::EXEC,
+        MapFlags::PRIVATE | MapFlags::FIXED,
+    );
+    let size = HUGE_PAGE as usize;
+    // SAFETY: the huge page lies within the space that was just mapped.
+    let mapped = unsafe { rustix::mm::mmap(begin, size, access, flags, file, offset) };
+    let done = mapped.map_err(io::Error::from).and_then(|at| {
+        // SAFETY: the range is that mapping, and the advice changes none of its content.
+        match unsafe { libc::madvise(at, size, libc::MADV_COLLAPSE) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    });
+    // SAFETY: nothing refers to the space.
+    let _ = unsafe { rustix::mm::munmap(space, room) };
+    done
 }
 
 #[cfg(test)]
@@ -219,5 +309,43 @@ mod tests {
         set.make_ready(&memory);
         assert_eq!(observer.seen(&memory).unwrap().written, set.written);
         assert_eq!(memory.read_obj::<u8>(GuestAddress(100 * PAGE)).unwrap(), 7);
+    }
+
+    #[test]
+    fn two_sets_make_one() {
+        let pages = |range: Range<u64>| range.start * PAGE..range.end * PAGE;
+        let mut set = WorkingSet {
+            written: vec![pages(3..4)],
+            touched: vec![pages(3..5), pages(9..10), pages(20..30)],
+        };
+        let other = WorkingSet {
+            written: Vec::new(),
+            touched: vec![pages(0..1), pages(5..9), pages(22..24)],
+        };
+        set.join(&other);
+        assert_eq!(set.written, [pages(3..4)]);
+        assert_eq!(set.touched, [pages(0..1), pages(3..10), pages(20..30)]);
+    }
+
+    #[test]
+    fn what_is_read_and_never_written_is_gathered() {
+        let pages = |range: Range<u64>| range.start * PAGE..range.end * PAGE;
+        let set = WorkingSet {
+            written: vec![pages(1030..1031)],
+            // Dense, dense up to the middle of one that is written to, and a few.
+            touched: vec![pages(10..40), pages(600..1100), pages(2000..2003)],
+        };
+        let huge = |number: u64| number * HUGE_PAGE..(number + 1) * HUGE_PAGE;
+        assert_eq!(set.dense_blocks(), [huge(0), huge(1)]);
+        let mut template = tempfile::tempfile().unwrap();
+        template.write_all(&vec![7; 8 << 20]).unwrap();
+        let mut gathered = set.clone();
+        gathered.gather(&template);
+        assert_eq!(gathered.written, set.written);
+        for range in set.touched.iter().flat_map(split) {
+            let mut ranges = gathered.touched.iter();
+            assert!(ranges.any(|r| r.start <= range.start && range.end <= r.end));
+        }
+        assert!(gathered.touched.is_sorted_by_key(|range| range.start));
     }
 }

@@ -103,12 +103,10 @@ pub struct Net {
     outbound: Vec<u8>,
 }
 
-/// A card's state: what is on its way is the network's.
+/// A card's state: what is on its way is the network's, and what it is called is the spec's. A
+/// copy's card has another address than its guest has read, which has to be told.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct NetState {
-    mac: [u8; 6],
-    mtu: u16,
-}
+pub struct NetState {}
 
 impl Net {
     /// A card at the end of `tap`.
@@ -286,19 +284,10 @@ impl Persist for Net {
     }
 
     fn save(&self) -> NetState {
-        NetState {
-            mac: self.spec.mac,
-            mtu: self.spec.mtu,
-        }
+        NetState {}
     }
 
-    fn restore(&mut self, state: NetState) -> Result<(), RestoreError> {
-        if (state.mac, state.mtu) != (self.spec.mac, self.spec.mtu) {
-            return Err(RestoreError::Mismatch {
-                unit: Self::UNIT.to_owned(),
-                why: "it was another card".to_owned(),
-            });
-        }
+    fn restore(&mut self, _: NetState) -> Result<(), RestoreError> {
         Ok(())
     }
 }
