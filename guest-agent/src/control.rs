@@ -234,9 +234,7 @@ fn make_network(interfaces: &[Interface]) -> Result<(), Fault> {
 }
 
 fn mount_shares() -> Result<(), Fault> {
-    mount("virtiofs", SHARES_TAG, &Options::default(), SHARES_DIR)?;
-    read_far_ahead();
-    Ok(())
+    mount("virtiofs", SHARES_TAG, &Options::default(), SHARES_DIR)
 }
 
 fn mount_shared_memory(size: u64) -> Result<(), Fault> {
@@ -256,24 +254,6 @@ fn mount(kind: &str, source: &str, options: &Options, target: &str) -> Result<()
     )
     .or_internal(what)?;
     mounts::attach(new.as_fd(), target.as_fd()).or_internal(what)
-}
-
-/// A read of the shares is a round trip to the host: sequential readers get 256 KiB a time, a
-/// half of the requests of the kernel's own 128 KiB. No more: so much is also read around each
-/// page of a program that is first touched. Without it all works as well, so its failure is no
-/// fault.
-fn read_far_ahead() {
-    let Ok(shares) = rustix::fs::stat(SHARES_DIR) else {
-        return;
-    };
-    let (major, minor) = (
-        rustix::fs::major(shares.st_dev),
-        rustix::fs::minor(shares.st_dev),
-    );
-    let setting = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
-    if let Err(error) = std::fs::write(&setting, "256") {
-        say(format_args!("cannot set {setting}: {error}"));
-    }
 }
 
 /// Reaps until there is no process left but this one, for a limited time: one may hang in the

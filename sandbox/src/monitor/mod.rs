@@ -575,18 +575,6 @@ fn open_kvm(vm: &PlannedVm) -> Result<OwnedFd, OpenError> {
 
 fn open_console(entry: &Entry) -> Result<BootLog, OpenError> {
     let path = entry.boot_log_path();
-    /// Joins the plan's network, which decides what devices the guest has.
-    fn connect(plan: &Plan) -> Result<Joined, Failed> {
-        if !plan.vm.allow_emulated_kvm && !sys::has_virtualization() {
-            let path = plan.vm.kvm.clone();
-            return Err(stage("open")(OpenError::Emulated { path }));
-        }
-        match &plan.network {
-            Some(path) => network::join(path).map_err(stage("network")),
-            None => Ok(Joined::default()),
-        }
-    }
-
     BootLog::open(path.clone()).map_err(|source| OpenError::Path {
         what: "boot log",
         path,
