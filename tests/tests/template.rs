@@ -60,6 +60,33 @@ fn a_copy_is_like_a_guest_that_booted_and_knows_the_time() {
     assert!(in_order.is_sorted() && times[1] > times[0], "{in_order:?}");
 }
 
+/// `HULL_STARTS` of them, four at a time: a thousand by hand, few in every run.
+#[test]
+fn of_many_starts_none_is_stuck_and_no_two_are_alike() {
+    let Some(hull) = Hull::apart() else { return };
+    let image = hull.image();
+    let starts = std::env::var("HULL_STARTS").ok();
+    let starts: usize = starts.map_or(20, |count| count.parse().unwrap());
+    run(&hull, "true").ok();
+    let template = only_template(&hull);
+    let mut seen = HashSet::new();
+    for first in (0..starts).step_by(4) {
+        let words = ["run", "--rm", &image, "sh", "-c", UNIQUE];
+        let batch = first..starts.min(first + 4);
+        let running: Vec<_> = batch.map(|_| hull.cmd(words).spawn()).collect();
+        for start in running {
+            let done = start.wait();
+            assert_eq!((done.code, done.errors()), (0, String::new()));
+            let lines: HashSet<String> = done.text().lines().map(str::to_owned).collect();
+            assert!(lines.len() >= 3, "{lines:?}");
+            for line in lines {
+                assert!(seen.insert(line.clone()), "{line} came twice");
+            }
+        }
+    }
+    assert_eq!(only_template(&hull), template, "it was made again");
+}
+
 #[test]
 fn starts_at_once_make_one_template_and_differ() {
     let Some(hull) = Hull::apart() else { return };
