@@ -460,7 +460,7 @@ impl<D: VirtioDevice> Bench<D> {
 /// Saves `from`, sends the state through bytes, applies it to `to` and checks that
 /// `to` then saves the same. Every device passes this.
 pub fn persist_roundtrip<D: Persist>(from: &D, to: &mut D) {
-    let saved = rmp_serde::to_vec(&from.save()).unwrap();
+    let saved = rmp_serde::to_vec(&from.save().unwrap()).unwrap();
     to.restore(rmp_serde::from_slice(&saved).unwrap()).unwrap();
-    assert_eq!(rmp_serde::to_vec(&to.save()).unwrap(), saved);
+    assert_eq!(rmp_serde::to_vec(&to.save().unwrap()).unwrap(), saved);
 }

@@ -183,7 +183,7 @@ fn at_rest(guest: &Vm, deadline: Instant) -> Result<(MachineState, Arc<File>), B
     loop {
         guest.rest(REST);
         let (state, memory) = guest.save()?;
-        if state.keeps_streams() {
+        if state.has_but_one_stream(CONTROL_PORT) {
             return Ok((state, memory));
         }
         if Instant::now() > deadline {

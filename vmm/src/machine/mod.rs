@@ -29,7 +29,7 @@ use crate::boot::{self, BootError, Image};
 use crate::bus::{Bus, line_of};
 use crate::kvm::vcpu::Vcpu;
 use crate::kvm::{KvmError, Vm};
-use crate::memory::{self, GuestRam, MemoryError, Observer, WorkingSet};
+use crate::memory::{self, GuestRam, MemoryError, MemoryImage, Observer, WorkingSet};
 use crate::outcome::{Outcome, VmExit};
 use crate::spec::{Checked, VmSpec};
 use crate::vcpu::Vcpus;
@@ -351,6 +351,14 @@ impl Machine {
     #[must_use]
     pub fn observed(&self) -> Option<WorkingSet> {
         self.observer.as_ref()?.seen(&self.memory).ok()
+    }
+
+    /// The content of guest memory, to be read while the machine is paused.
+    ///
+    /// # Errors
+    /// If the host won't say which pages there are.
+    pub fn memory_image(&self) -> io::Result<MemoryImage> {
+        MemoryImage::of(&self.memory)
     }
 
     /// The file that holds guest memory, with [`crate::spec::MemoryBacking::Shared`].

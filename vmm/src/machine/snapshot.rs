@@ -17,10 +17,10 @@ use crate::memory::Observer;
 use crate::spec::{Checked, VmSpec};
 use crate::virtio::device::{Persist, RestoreError};
 use crate::virtio::transport::SlotState;
-use crate::virtio::vsock::Vsock;
+use crate::virtio::vsock::{Vsock, VsockState};
 
 /// The version of the state's layout: one that differs is refused.
-const EPOCH: u32 = 1;
+const EPOCH: u32 = 2;
 
 /// Everything of a machine but its memory.
 #[derive(Debug, Serialize, Deserialize)]
@@ -30,19 +30,6 @@ pub struct MachineState {
     vcpus: Vec<VcpuState>,
     slots: Vec<SlotState>,
     serial: Option<Serial>,
-}
-
-impl MachineState {
-    /// Whether a restored machine goes on with all streams of its guest's: each was opened by the
-    /// guest, and nothing was on its way in any.
-    #[must_use]
-    pub fn keeps_streams(&self) -> bool {
-        let mut vsocks = self.slots.iter().filter(|slot| slot.unit == Vsock::UNIT);
-        vsocks.all(|slot| {
-            slot.device::<Vsock>()
-                .is_ok_and(|vsock| !vsock.had_connections)
-        })
-    }
 }
 
 /// Why a machine's state can't be taken.
@@ -57,6 +44,35 @@ pub enum SaveError {
     /// A device.
     #[error("cannot take a device's state")]
     Device(#[from] RestoreError),
+}
+
+impl MachineState {
+    /// Whether the one stream that there is, and that it goes on with, is the guest's to this port
+    /// of the host's.
+    #[must_use]
+    pub fn has_but_one_stream(&self, host_port: u32) -> bool {
+        let mut vsocks = self.slots.iter().filter(|slot| slot.unit == Vsock::UNIT);
+        vsocks.all(|slot| {
+            let state = slot.device_state::<VsockState>();
+            state.is_ok_and(|state| {
+                let ports = state.streams.iter().map(|stream| stream.host_port);
+                state.cut.is_empty() && ports.eq([host_port])
+            })
+        })
+    }
+
+    /// The host's and the guest's ports of the streams that it goes on with.
+    ///
+    /// # Errors
+    /// If the vsock device's state can't be read.
+    pub fn streams(&self) -> Result<Vec<(u32, u32)>, RestoreError> {
+        let mut all = Vec::new();
+        for slot in self.slots.iter().filter(|slot| slot.unit == Vsock::UNIT) {
+            let state: VsockState = slot.device_state()?;
+            all.extend(state.streams.iter().map(|s| (s.host_port, s.guest_port)));
+        }
+        Ok(all)
+    }
 }
 
 impl Machine {

@@ -9,8 +9,10 @@
 //! ```
 #![expect(unsafe_code, reason = "advice about the mappings of guest RAM")]
 
+mod image;
 mod working_set;
 
+pub use self::image::MemoryImage;
 pub use self::working_set::{Observer, WorkingSet};
 
 use std::ffi::c_void;

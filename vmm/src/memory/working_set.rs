@@ -16,7 +16,7 @@ use std::ptr;
 
 use rustix::ioctl::{self, Updater, opcode};
 use rustix::mm::{Advice, MapFlags, ProtFlags, UserfaultfdFlags, userfaultfd};
-use vm_memory::{Address, GuestMemory, GuestMemoryRegion};
+use vm_memory::{Address, GuestMemory, GuestMemoryRegion, GuestRegionMmap};
 
 use super::{GAP_START, GuestRam, HUGE_PAGE, PAGE, host_range};
 
@@ -27,7 +27,7 @@ const DENSE: u64 = 16;
 const ENTRY: usize = 8;
 const ENTRIES: usize = 8192;
 /// `/proc/PID/pagemap`: the page is mapped; it is a file's own (kernel documentation, "pagemap").
-const PRESENT: u64 = 1 << 63;
+pub(super) const PRESENT: u64 = 1 << 63;
 const OF_FILE: u64 = 1 << 61;
 
 /// Pages of guest RAM that a start needs: ranges of guest-physical addresses in whole pages,
@@ -94,33 +94,41 @@ impl Observer {
         let mut set = WorkingSet::default();
         for region in memory.iter() {
             let guest = region.start_addr().raw_value();
-            let entry = region.as_ptr() as u64 / PAGE * ENTRY as u64;
-            let pages = region.len() / PAGE;
-            let mut bytes = vec![0; ENTRIES * ENTRY];
-            for first in (0..pages).step_by(ENTRIES) {
-                let count = usize::try_from(pages - first).map_or(ENTRIES, |n| n.min(ENTRIES));
-                let part = bytes.get_mut(..count * ENTRY).unwrap_or_default();
-                self.pagemap
-                    .read_exact_at(part, entry + first * ENTRY as u64)?;
-                for (index, bits) in (first..).zip(part.as_chunks().0) {
-                    let bits = u64::from_ne_bytes(*bits);
-                    if bits & PRESENT == 0 {
-                        continue;
-                    }
-                    let page = guest + index * PAGE;
-                    add(&mut set.touched, page);
-                    if bits & OF_FILE == 0 {
-                        add(&mut set.written, page);
-                    }
+            each_page(&self.pagemap, region, |offset, bits| {
+                if bits & PRESENT != 0 {
+                    add(&mut set.touched, guest + offset);
                 }
-            }
+                if bits & (PRESENT | OF_FILE) == PRESENT {
+                    add(&mut set.written, guest + offset);
+                }
+            })?;
         }
         Ok(set)
     }
 }
 
+/// Shows what `pagemap` says of each page of a region, by the page's offset in it.
+pub(super) fn each_page(
+    pagemap: &File,
+    region: &GuestRegionMmap,
+    mut show: impl FnMut(u64, u64),
+) -> io::Result<()> {
+    let entry = region.as_ptr() as u64 / PAGE * ENTRY as u64;
+    let pages = region.len() / PAGE;
+    let mut bytes = vec![0; ENTRIES * ENTRY];
+    for first in (0..pages).step_by(ENTRIES) {
+        let count = usize::try_from(pages - first).map_or(ENTRIES, |n| n.min(ENTRIES));
+        let part = bytes.get_mut(..count * ENTRY).unwrap_or_default();
+        pagemap.read_exact_at(part, entry + first * ENTRY as u64)?;
+        for (index, bits) in (first..).zip(part.as_chunks().0) {
+            show(index * PAGE, u64::from_ne_bytes(*bits));
+        }
+    }
+    Ok(())
+}
+
 /// Adds a page behind all others.
-fn add(ranges: &mut Vec<Range<u64>>, page: u64) {
+pub(super) fn add(ranges: &mut Vec<Range<u64>>, page: u64) {
     match ranges.last_mut() {
         Some(last) if page == last.end => last.end = page + PAGE,
         _ => ranges.push(page..page + PAGE),

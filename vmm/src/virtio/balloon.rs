@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::device::{
-    Activation, DeviceError, Persist, RestoreError, VirtioDevice, read_config_bytes,
+    Activation, DeviceError, Persist, RestoreError, Unsaveable, VirtioDevice, read_config_bytes,
 };
 use super::queue::Queue;
 use crate::memory;
@@ -31,8 +31,8 @@ impl Persist for Balloon {
     const UNIT: &'static str = "balloon";
     type State = BalloonState;
 
-    fn save(&self) -> BalloonState {
-        BalloonState {}
+    fn save(&self) -> Result<BalloonState, Unsaveable> {
+        Ok(BalloonState {})
     }
 
     fn restore(&mut self, _state: BalloonState) -> Result<(), RestoreError> {

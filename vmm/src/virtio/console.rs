@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 
 use super::device::{
-    Activation, DeviceError, Interest, Persist, Readiness, RestoreError, VirtioDevice,
+    Activation, DeviceError, Interest, Persist, Readiness, RestoreError, Unsaveable, VirtioDevice,
 };
 use super::queue::Queue;
 use crate::bus::Sink;
@@ -133,8 +133,8 @@ impl Persist for Console {
     const UNIT: &'static str = "console";
     type State = ConsoleState;
 
-    fn save(&self) -> ConsoleState {
-        ConsoleState {}
+    fn save(&self) -> Result<ConsoleState, Unsaveable> {
+        Ok(ConsoleState {})
     }
 
     fn restore(&mut self, _state: ConsoleState) -> Result<(), RestoreError> {

@@ -79,7 +79,7 @@ pub enum RestoreError {
         /// The unit's name.
         unit: &'static str,
         /// What stands against it.
-        why: &'static str,
+        why: String,
     },
     /// The snapshot holds nothing for a unit that the machine has.
     #[error("snapshot has no state for unit \"{0}\"")]
@@ -88,6 +88,10 @@ pub enum RestoreError {
     #[error("snapshot has a state for unit \"{0}\", which this machine lacks")]
     Unknown(String),
 }
+
+/// Why there is no state to take as a unit stands now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unsaveable(pub String);
 
 /// A unit of state that a snapshot holds under its name.
 ///
@@ -98,13 +102,11 @@ pub trait Persist {
     /// All that a freshly built unit needs to go on where this one stands.
     type State: Serialize + DeserializeOwned;
 
-    /// Why there is no state to take as the unit stands now, if there is none.
-    fn unsaveable(&self) -> Option<&'static str> {
-        None
-    }
-
     /// Takes the state. Called only while vCPUs and workers stand still.
-    fn save(&self) -> Self::State;
+    ///
+    /// # Errors
+    /// [`Unsaveable`] when the unit can't be saved as it stands.
+    fn save(&self) -> Result<Self::State, Unsaveable>;
 
     /// Applies a state to a freshly built unit, before [`VirtioDevice::activate`].
     ///
@@ -330,10 +332,9 @@ impl<D: VirtioDevice> DynDevice for D {
         VirtioDevice::shared_memory(self, id)
     }
     fn save(&self) -> Result<Vec<u8>, RestoreError> {
-        if let Some(why) = self.unsaveable() {
-            return Err(RestoreError::Unsaveable { unit: D::UNIT, why });
-        }
-        rmp_serde::to_vec(&Persist::save(self)).map_err(|source| RestoreError::Encode {
+        let state = Persist::save(self)
+            .map_err(|Unsaveable(why)| RestoreError::Unsaveable { unit: D::UNIT, why })?;
+        rmp_serde::to_vec(&state).map_err(|source| RestoreError::Encode {
             unit: D::UNIT,
             source,
         })

@@ -3,7 +3,7 @@
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
 
-use super::device::{Activation, DeviceError, Persist, RestoreError, VirtioDevice};
+use super::device::{Activation, DeviceError, Persist, RestoreError, Unsaveable, VirtioDevice};
 use super::queue::Queue;
 
 /// The most that one request gets: a guest asks again if it wants more.
@@ -21,8 +21,8 @@ impl Persist for Rng {
     const UNIT: &'static str = "rng";
     type State = RngState;
 
-    fn save(&self) -> RngState {
-        RngState {}
+    fn save(&self) -> Result<RngState, Unsaveable> {
+        Ok(RngState {})
     }
 
     fn restore(&mut self, _state: RngState) -> Result<(), RestoreError> {

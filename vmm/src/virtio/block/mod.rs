@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use vm_memory::Bytes;
 
 use super::device::{
-    Activation, DeviceError, Persist, RestoreError, VirtioDevice, read_config_bytes,
+    Activation, DeviceError, Persist, RestoreError, Unsaveable, VirtioDevice, read_config_bytes,
 };
 use super::queue::{Chain, Queue, QueueError};
 use crate::spec::MAX_BLOCK_SERIAL_BYTES;
@@ -297,12 +297,12 @@ impl Persist for Block {
     const UNIT: &'static str = "block";
     type State = BlockState;
 
-    fn save(&self) -> BlockState {
-        BlockState {
+    fn save(&self) -> Result<BlockState, Unsaveable> {
+        Ok(BlockState {
             sectors: self.sectors,
             read_only: self.read_only,
             dirty: self.dirty,
-        }
+        })
     }
 
     fn restore(&mut self, state: BlockState) -> Result<(), RestoreError> {

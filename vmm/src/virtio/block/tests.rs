@@ -177,6 +177,6 @@ fn its_state_survives() {
     let mut from = disk(false);
     ask(&mut from, REQUEST_OUT, 0, &[Part::Read(vec![1; 512])]);
     persist_roundtrip(&from.device, &mut disk(false).device);
-    let other = disk(true).device.restore(from.device.save());
+    let other = disk(true).device.restore(from.device.save().unwrap());
     assert!(matches!(other, Err(RestoreError::Mismatch { .. })));
 }

@@ -14,7 +14,7 @@ const KEPT_OPEN: usize = 16;
 
 #[derive(Debug)]
 pub(super) struct OpenFile {
-    node: u64,
+    pub(super) node: u64,
     pub(super) file: File,
     /// The descriptor has `O_APPEND` now; it follows the guest's flags.
     pub(super) appends: bool,
@@ -51,6 +51,29 @@ impl Files {
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.handles.len()
+    }
+
+    /// Every file that the guest has a handle of, and the next handle.
+    pub(super) fn all(&self) -> (impl Iterator<Item = (u64, &OpenFile)>, u64) {
+        let all = self.handles.iter().map(|(handle, open)| (*handle, open));
+        (all, self.next_handle)
+    }
+
+    /// Has handles given out from here on.
+    pub(super) fn go_on_from(&mut self, next_handle: u64) {
+        self.next_handle = self.next_handle.max(next_handle);
+    }
+
+    /// Takes a file under the handle that the guest knows it by.
+    ///
+    /// # Errors
+    /// `EEXIST` for a handle twice, `ENFILE` at the limit.
+    pub(super) fn put_back(&mut self, handle: u64, open: OpenFile) -> Result<(), Errno> {
+        self.check_room()?;
+        match self.handles.insert(handle, open) {
+            None => Ok(()),
+            Some(_) => Err(Errno::EXIST),
+        }
     }
 
     /// # Errors

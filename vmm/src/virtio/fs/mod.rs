@@ -20,6 +20,7 @@ mod filesystem;
 mod identity;
 mod names;
 mod nodes;
+mod saved;
 mod stats;
 mod tree;
 
@@ -40,10 +41,11 @@ use vm_memory::ByteValued;
 
 pub use self::export::{CachePolicy, FsExport};
 use self::names::Making;
+pub use self::saved::MountState;
 pub use self::stats::FsStats;
 use self::tree::Tree;
 use super::device::{
-    Activation, DeviceError, Persist, RestoreError, VirtioDevice, read_config_bytes,
+    Activation, DeviceError, Persist, RestoreError, Unsaveable, VirtioDevice, read_config_bytes,
 };
 use super::queue::{Chain, Queue, QueueError};
 use crate::spec::{FsSpec, MAX_FS_TAG_BYTES};
@@ -113,13 +115,13 @@ fn raise_descriptors() -> io::Result<usize> {
     Ok(most.and_then(Result::ok).unwrap_or(usize::MAX))
 }
 
-/// What a snapshot keeps of the device: a file system that is mounted can't be saved.
+/// What a snapshot keeps of the device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FsState {
     /// The tag it is mounted by.
     pub tag: String,
-    /// A guest had it mounted: such a state can't be restored.
-    pub mounted: bool,
+    /// What a guest that has it mounted knows of it.
+    pub mounted: Option<MountState>,
 }
 
 /// The file system device.
@@ -325,30 +327,23 @@ impl Persist for Fs {
     const UNIT: &'static str = "fs";
     type State = FsState;
 
-    fn unsaveable(&self) -> Option<&'static str> {
-        let mounted = self.tree.is_mounted();
-        mounted.then_some("the guest has it mounted, and holds on to files of this host")
-    }
-
-    fn save(&self) -> FsState {
-        FsState {
+    fn save(&self) -> Result<FsState, Unsaveable> {
+        Ok(FsState {
             tag: self.tag.clone(),
-            mounted: self.tree.is_mounted(),
-        }
+            mounted: self.tree.saved()?,
+        })
     }
 
     fn restore(&mut self, state: FsState) -> Result<(), RestoreError> {
-        let why = if state.mounted {
-            "it was saved while the guest had it mounted".to_owned()
-        } else if state.tag != self.tag {
-            format!(
+        let went_on = match state.mounted {
+            _ if state.tag != self.tag => Err(format!(
                 "it was saved with tag {:?}, the device has {:?}",
                 state.tag, self.tag
-            )
-        } else {
-            return Ok(());
+            )),
+            None => Ok(()),
+            Some(mounted) => self.tree.go_on(mounted),
         };
-        Err(RestoreError::Mismatch {
+        went_on.map_err(|why| RestoreError::Mismatch {
             unit: Self::UNIT.to_owned(),
             why,
         })

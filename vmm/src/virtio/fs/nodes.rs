@@ -28,6 +28,22 @@ struct Identity {
     ino: u64,
 }
 
+/// As many file systems as can be told apart by [`Nodes::visible_ino`].
+const MAX_DEVICES: usize = 1 << 15;
+/// A file system of which no file is left.
+const NO_DEVICE: (u32, u32) = (u32::MAX, u32::MAX);
+
+impl Identity {
+    fn of(export: usize, status: &Statx) -> Self {
+        Self {
+            export,
+            device: (status.stx_dev_major, status.stx_dev_minor),
+            mount: status.stx_mnt_id,
+            ino: status.stx_ino,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Node {
     /// Index of the export it was reached through.
@@ -36,7 +52,8 @@ pub(super) struct Node {
     pub(super) fd: OwnedFd,
     pub(super) kind: FileType,
     identity: Identity,
-    lookups: u64,
+    /// How often the guest was told of it, beyond what it has forgotten.
+    pub(super) lookups: u64,
     pinned: bool,
 }
 
@@ -73,6 +90,70 @@ impl Nodes {
         self.by_id.len()
     }
 
+    /// Every node with its number, and the next number.
+    pub(super) fn all(&self) -> (impl Iterator<Item = (u64, &Node)>, u64) {
+        let all = self.by_id.iter().map(|(id, node)| (*id, node));
+        (all, self.next_id)
+    }
+
+    /// Has numbers given out from here on.
+    pub(super) fn go_on_from(&mut self, next_id: u64) {
+        self.next_id = self.next_id.max(next_id);
+    }
+
+    /// The place of a node's file system among those that have been seen.
+    pub(super) fn device_of(&self, node: &Node) -> Option<usize> {
+        let same = |known: &(u32, u32)| *known == node.identity.device;
+        self.devices.iter().position(same)
+    }
+
+    /// Remembers the inode behind `fd` under the number that the guest knows it by, and what file
+    /// system it was on among those seen; an export's own directory must have this number already.
+    ///
+    /// # Errors
+    /// `EEXIST` for a number twice, `ENOMEM` at the limit; what `statx(2)` says.
+    pub(super) fn put_back(
+        &mut self,
+        id: u64,
+        export: usize,
+        fd: OwnedFd,
+        lookups: u64,
+        device: Option<usize>,
+    ) -> io::Result<()> {
+        let status = status(&fd)?;
+        let identity = Identity::of(export, &status);
+        if let Some(index) = device.filter(|index| *index < MAX_DEVICES) {
+            let fresh = self.devices.len().max(index + 1);
+            self.devices.resize(fresh, NO_DEVICE);
+            if let Some(known) = self.devices.get_mut(index) {
+                *known = identity.device;
+            }
+        }
+        if let Some(node) = self.by_id.get_mut(&id) {
+            if !node.pinned || node.identity != identity {
+                return Err(Errno::EXIST.into());
+            }
+            node.lookups = lookups;
+            return Ok(());
+        }
+        if self.is_full() {
+            return Err(Errno::NOMEM.into());
+        }
+        self.by_identity.insert(identity, id);
+        self.by_id.insert(
+            id,
+            Node {
+                export,
+                fd,
+                kind: FileType::from_raw_mode(status.stx_mode.into()),
+                identity,
+                lookups,
+                pinned: false,
+            },
+        );
+        Ok(())
+    }
+
     /// The node with this number.
     ///
     /// # Errors
@@ -93,12 +174,7 @@ impl Nodes {
     pub(super) fn remember(&mut self, export: usize, fd: OwnedFd) -> io::Result<Seen> {
         let status = status(&fd)?;
         let kind = FileType::from_raw_mode(status.stx_mode.into());
-        let identity = Identity {
-            export,
-            device: (status.stx_dev_major, status.stx_dev_minor),
-            mount: status.stx_mnt_id,
-            ino: status.stx_ino,
-        };
+        let identity = Identity::of(export, &status);
         let id = match self.by_identity.get(&identity) {
             Some(id) => *id,
             None if self.is_full() => return Err(Errno::NOMEM.into()),

@@ -27,7 +27,7 @@ use super::nodes::{Node, Nodes, ROOT, Seen, root_attributes};
 
 /// What was agreed on at `FUSE_INIT`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Session {
+pub(super) enum Session {
     /// Nobody has mounted the file system.
     Unmounted,
     /// Somebody has.
@@ -49,7 +49,7 @@ pub(super) struct Export {
     pub(super) cache: CachePolicy,
     pub(super) root: u64,
     /// It came while the guest ran, and may be gone at the next look.
-    passing: bool,
+    pub(super) passing: bool,
 }
 
 /// The exports by their indices, which nodes have. That of one that went is free again: nothing
@@ -58,7 +58,7 @@ pub(super) type Exports = Vec<Option<Arc<Export>>>;
 
 #[derive(Debug)]
 pub(super) struct State {
-    session: Session,
+    pub(super) session: Session,
     pub(super) nodes: Nodes,
     pub(super) files: Files,
 }
@@ -229,10 +229,6 @@ impl Tree {
         state.session = Session::Unmounted;
         state.files.clear();
         state.nodes.clear();
-    }
-
-    pub(super) fn is_mounted(&self) -> bool {
-        self.lock().session != Session::Unmounted
     }
 
     pub(super) fn export(&self, index: usize) -> Result<Arc<Export>, Errno> {

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::device::{
-    Activation, DeviceError, Interest, Persist, Readiness, RestoreError, VirtioDevice,
+    Activation, DeviceError, Interest, Persist, Readiness, RestoreError, Unsaveable, VirtioDevice,
     read_config_bytes,
 };
 use super::queue::{Chain, Queue};
@@ -278,13 +278,13 @@ impl Persist for Net {
     const UNIT: &'static str = "net";
     type State = NetState;
 
-    fn unsaveable(&self) -> Option<&'static str> {
-        let holds = self.waiting > 0 || !self.held.is_empty();
-        holds.then_some("a frame waits for the guest's buffers")
-    }
-
-    fn save(&self) -> NetState {
-        NetState {}
+    fn save(&self) -> Result<NetState, Unsaveable> {
+        if self.waiting > 0 || !self.held.is_empty() {
+            return Err(Unsaveable(
+                "a frame waits for the guest's buffers".to_owned(),
+            ));
+        }
+        Ok(NetState {})
     }
 
     fn restore(&mut self, _: NetState) -> Result<(), RestoreError> {

@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rustix::event::EventfdFlags;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use self::registers::{FEATURES_OK, Registers, fresh_queues, half};
@@ -88,9 +89,15 @@ pub struct SlotState {
 }
 
 impl SlotState {
-    /// What the device in it said of itself.
-    pub(crate) fn device<D: Persist>(&self) -> Result<D::State, rmp_serde::decode::Error> {
-        rmp_serde::from_slice(&self.device)
+    /// The state of the slot's device.
+    ///
+    /// # Errors
+    /// If it isn't one of such a device.
+    pub fn device_state<S: DeserializeOwned>(&self) -> Result<S, RestoreError> {
+        rmp_serde::from_slice(&self.device).map_err(|source| RestoreError::Decode {
+            unit: self.unit.clone(),
+            source,
+        })
     }
 }
 

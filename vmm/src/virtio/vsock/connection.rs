@@ -12,13 +12,14 @@
 //! its credit or acknowledges what it was never sent. Knows no queue, no table.
 
 use std::collections::VecDeque;
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
+use rustix::net::RecvFlags;
 use serde::{Deserialize, Serialize};
 
 use super::packet::{Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
@@ -28,6 +29,9 @@ pub(super) const RECEIVE_BUFFER_BYTES: u32 = 128 * 1024;
 
 /// Bytes of data in one packet, either way.
 pub(super) const MAX_DATA_BYTES: usize = 64 * 1024;
+
+/// Bytes that a snapshot keeps of what is on its way to the guest: more than a socket holds.
+const MAX_SAVED_BYTES: usize = 1 << 20;
 
 /// The guest broke the protocol; its connection is cut off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,17 +84,24 @@ pub(super) struct Connection {
     told_shutdown: u32,
 }
 
-/// An open stream with nothing on its way, as a snapshot keeps it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// An open stream with what is on its way, as a snapshot keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamState {
-    pub(super) host_port: u32,
-    pub(super) guest_port: u32,
+    /// Its port on the host.
+    pub host_port: u32,
+    /// Its port in the guest.
+    pub guest_port: u32,
     rx_cnt: u32,
     fwd_cnt: u32,
     told_fwd_cnt: u32,
     tx_cnt: u32,
     peer_buf_alloc: u32,
     peer_fwd_cnt: u32,
+    owes_credit: bool,
+    /// What the guest sent and the host's socket had no room for.
+    to_host: Vec<u8>,
+    /// What the host sent and the guest was not given yet.
+    to_guest: Vec<u8>,
 }
 
 /// Control packets a connection has yet to send.
@@ -124,28 +135,47 @@ impl Connection {
     }
 
     /// A saved stream, going on over another socket.
-    pub(super) fn resumed(stream: UnixStream, state: &StreamState) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// `InvalidData` for a state that no stream can have.
+    pub(super) fn resumed(stream: UnixStream, state: StreamState) -> io::Result<Self> {
+        let buffered = state.rx_cnt.wrapping_sub(state.fwd_cnt);
+        if buffered > RECEIVE_BUFFER_BYTES
+            || state.to_host.len() != buffered as usize
+            || state.to_guest.len() > MAX_SAVED_BYTES
+        {
+            return Err(ErrorKind::InvalidData.into());
+        }
+        Ok(Self {
             rx_cnt: state.rx_cnt,
             fwd_cnt: state.fwd_cnt,
             told_fwd_cnt: state.told_fwd_cnt,
             tx_cnt: state.tx_cnt,
             peer_buf_alloc: state.peer_buf_alloc,
             peer_fwd_cnt: state.peer_fwd_cnt,
+            owes: Owed {
+                credit: state.owes_credit,
+                ..Owed::default()
+            },
+            received: state.to_host.into(),
+            staged: state.to_guest,
             ..Self::new(stream, state.host_port, state.guest_port, Phase::Open)
-        }
+        })
     }
 
-    /// What another socket could go on with; `None` while anything is on its way or closed.
+    /// What another socket could go on with; `None` while the stream opens or closes.
     pub(super) fn state(&self) -> Option<StreamState> {
         let closed = self.guest_sends_no_more
             || self.host_reads_no_more
             || self.host_sends_no_more
             || self.guest_reads_no_more
             || self.hung_up;
-        let quiet = self.received.is_empty() && self.staged_from == self.staged.len();
-        let owes = self.owes.request || self.owes.response;
-        (self.phase == Phase::Open && quiet && !closed && !owes).then_some(StreamState {
+        if self.phase != Phase::Open || closed || self.owes.request || self.owes.response {
+            return None;
+        }
+        let mut to_guest = self.staged.get(self.staged_from..)?.to_vec();
+        to_guest.extend(self.queued()?);
+        Some(StreamState {
             host_port: self.host_port,
             guest_port: self.guest_port,
             rx_cnt: self.rx_cnt,
@@ -154,7 +184,26 @@ impl Connection {
             tx_cnt: self.tx_cnt,
             peer_buf_alloc: self.peer_buf_alloc,
             peer_fwd_cnt: self.peer_fwd_cnt,
+            owes_credit: self.owes.credit,
+            to_host: self.received.iter().copied().collect(),
+            to_guest,
         })
+    }
+
+    /// What the host has written to the socket and wasn't read from it; it stays there.
+    fn queued(&self) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; MAX_SAVED_BYTES / 2];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        match rustix::net::recv(&self.stream, &mut *bytes, flags) {
+            // The host has closed it.
+            Ok((0, _)) => None,
+            Ok((count, _)) => {
+                bytes.truncate(count);
+                Some(bytes)
+            }
+            Err(Errno::AGAIN) => Some(Vec::new()),
+            Err(_) => None,
+        }
     }
 
     fn new(stream: UnixStream, host_port: u32, guest_port: u32, phase: Phase) -> Self {

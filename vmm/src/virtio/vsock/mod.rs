@@ -37,7 +37,7 @@ pub use self::mux::MAX_CONNECTIONS;
 use self::mux::{CONNECT_TIMEOUT, Mux};
 use self::packet::{HEADER_BYTES, Header, Op};
 use super::device::{
-    Activation, DeviceError, Interest, Persist, Readiness, RestoreError, VirtioDevice,
+    Activation, DeviceError, Interest, Persist, Readiness, RestoreError, Unsaveable, VirtioDevice,
     read_config_bytes,
 };
 use super::queue::{Chain, Queue, QueueError};
@@ -45,9 +45,6 @@ use super::queue::{Chain, Queue, QueueError};
 /// Receive, transmit and event queue (virtio 1.3 §5.10.2).
 const QUEUE_SIZES: [u16; 3] = [128, 128, 8];
 const EVENT_QUEUE: usize = 2;
-
-/// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` (virtio 1.3 §5.10.6.8).
-const EVENT_TRANSPORT_RESET: u32 = 0;
 
 /// Connections asked for by the host and not yet seen by the device.
 #[derive(Debug)]
@@ -90,31 +87,18 @@ impl Connector {
     }
 }
 
-/// How far the guest has been told that a restore cut its connections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum TransportReset {
-    /// Nothing to tell.
-    None,
-    /// To be told at the next look at the event queue.
-    Due,
-    /// Told; its answer is a kick of the event queue. Until then a new
-    /// connection could still be taken for an old one.
-    Told,
-}
-
 /// What a snapshot keeps of the device.
 ///
-/// Streams that the guest opened are carried on, each over a new socket, if all of the
-/// device's are such and nothing is on its way in any. Else none survives.
+/// Open streams are carried on with all that is on its way in them, each over a new socket; the
+/// guest is told that the others are over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VsockState {
     /// The guest's context id.
     pub guest_cid: u64,
-    /// The guest had connections, and has to be told that they are gone.
-    pub had_connections: bool,
     /// Those that are carried on.
-    #[serde(default)]
     pub streams: Vec<StreamState>,
+    /// The host's and the guest's ports of those that are not.
+    pub cut: Vec<(u32, u32)>,
 }
 
 /// The socket device.
@@ -123,7 +107,6 @@ pub struct Vsock {
     guest_cid: u64,
     asked: Arc<Asked>,
     mux: Mux,
-    transport_reset: TransportReset,
     data: Vec<u8>,
 }
 
@@ -145,7 +128,6 @@ impl Vsock {
             guest_cid,
             asked: Arc::new(asked),
             mux,
-            transport_reset: TransportReset::None,
             data: Vec::new(),
         })
     }
@@ -173,9 +155,6 @@ impl Vsock {
 
     /// Moves packets both ways until neither ring nor socket has more.
     fn service(&mut self, queues: &mut [Queue]) -> Result<(), DeviceError> {
-        if self.transport_reset != TransportReset::None {
-            return Ok(());
-        }
         let [rx, tx, ..] = queues else {
             return Ok(());
         };
@@ -247,39 +226,19 @@ impl Vsock {
         self.data = Vec::new();
         Ok(())
     }
-
-    fn on_event_queue(&mut self, queue: &mut Queue) -> Result<(), QueueError> {
-        match self.transport_reset {
-            TransportReset::None => {}
-            TransportReset::Told => self.transport_reset = TransportReset::None,
-            TransportReset::Due => {
-                let Some(chain) = queue.pop()? else {
-                    return Ok(());
-                };
-                let event = EVENT_TRANSPORT_RESET.to_le_bytes();
-                chain.write_at(0, &event)?;
-                queue.complete(&chain, 4)?;
-                self.transport_reset = TransportReset::Told;
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Persist for Vsock {
     const UNIT: &'static str = "vsock";
     type State = VsockState;
 
-    fn save(&self) -> VsockState {
-        let streams = match self.transport_reset {
-            TransportReset::None => self.mux.streams(),
-            TransportReset::Due | TransportReset::Told => None,
-        };
-        VsockState {
+    fn save(&self) -> Result<VsockState, Unsaveable> {
+        let (streams, cut) = self.mux.streams();
+        Ok(VsockState {
             guest_cid: self.guest_cid,
-            had_connections: streams.is_none(),
-            streams: streams.unwrap_or_default(),
-        }
+            streams,
+            cut,
+        })
     }
 
     fn restore(&mut self, state: VsockState) -> Result<(), RestoreError> {
@@ -293,19 +252,17 @@ impl Persist for Vsock {
                 state.guest_cid, self.guest_cid
             )));
         }
-        for stream in &state.streams {
+        for stream in state.streams {
+            let port = stream.host_port;
             self.mux.carry_on(stream).map_err(|error| {
                 mismatch(format!(
-                    "nobody goes on with its stream to port {}: {error}",
-                    stream.host_port
+                    "nobody goes on with its stream to port {port}: {error}"
                 ))
             })?;
         }
-        self.transport_reset = if state.had_connections {
-            TransportReset::Due
-        } else {
-            TransportReset::None
-        };
+        for (host_port, guest_port) in state.cut {
+            self.mux.cut(host_port, guest_port);
+        }
         Ok(())
     }
 }
@@ -334,12 +291,11 @@ impl VirtioDevice for Vsock {
     }
 
     fn on_queue(&mut self, index: usize, queues: &mut [Queue]) -> Result<(), DeviceError> {
-        if index == EVENT_QUEUE
-            && let Some(queue) = queues.get_mut(index)
-        {
-            self.on_event_queue(queue)?;
+        // Nothing ever happens that the event queue is for (virtio 1.3 §5.10.6.8).
+        match index {
+            EVENT_QUEUE => Ok(()),
+            _ => self.service(queues),
         }
-        self.service(queues)
     }
 
     fn on_event(
@@ -362,6 +318,5 @@ impl VirtioDevice for Vsock {
         self.asked.active.store(false, Ordering::Release);
         self.take_asked();
         self.mux.clear();
-        self.transport_reset = TransportReset::None;
     }
 }

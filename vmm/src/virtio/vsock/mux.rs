@@ -132,24 +132,45 @@ impl Mux {
         self.arm_timer();
     }
 
-    /// All streams, if each was opened by the guest, is open and has nothing on its way.
-    pub(super) fn streams(&self) -> Option<Vec<StreamState>> {
-        let quiet = |connection: &Connection| {
-            let state = connection.state()?;
-            self.ports.contains_key(&state.host_port).then_some(state)
-        };
-        self.connections.values().map(quiet).collect()
+    /// The streams that a snapshot can go on with, and the host's and the guest's ports of those
+    /// that are over with it.
+    pub(super) fn streams(&self) -> (Vec<StreamState>, Vec<(u32, u32)>) {
+        let refused = |header: &Header| (header.src_port, header.dst_port);
+        let mut cut: Vec<(u32, u32)> = self.resets.iter().map(refused).collect();
+        let mut streams = Vec::new();
+        for connection in self.connections.values() {
+            match connection.state() {
+                Some(state) => streams.push(state),
+                // The guest has forgotten it.
+                None if connection.phase() == Phase::Draining => {}
+                None => cut.push((connection.host_port, connection.guest_port)),
+            }
+        }
+        (streams, cut)
+    }
+
+    /// Tells the guest that a stream is over.
+    pub(super) fn cut(&mut self, host_port: u32, guest_port: u32) {
+        self.refuse(&Header {
+            src_port: guest_port,
+            dst_port: host_port,
+            socket_type: TYPE_STREAM,
+            ..Header::default()
+        });
     }
 
     /// Goes on with a saved stream: its host takes it as one that the guest just opened.
-    pub(super) fn carry_on(&mut self, state: &StreamState) -> io::Result<()> {
+    pub(super) fn carry_on(&mut self, state: StreamState) -> io::Result<()> {
+        if self.connections.len() >= MAX_CONNECTIONS {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         let host = self.ports.get(&state.host_port);
         let host = host.ok_or(io::ErrorKind::ConnectionRefused)?;
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         host.send(theirs)
             .map_err(|_| io::ErrorKind::ConnectionRefused)?;
-        self.insert(Connection::resumed(ours, state))
+        self.insert(Connection::resumed(ours, state)?)
     }
 
     /// So many refusals wait that the guest's packets have to.
@@ -332,13 +353,7 @@ impl Mux {
 
     fn expire(&mut self, token: u64) {
         if let Some(connection) = self.connections.get(&token) {
-            let header = Header {
-                src_port: connection.guest_port,
-                dst_port: connection.host_port,
-                socket_type: TYPE_STREAM,
-                ..Header::default()
-            };
-            self.refuse(&header);
+            self.cut(connection.host_port, connection.guest_port);
             self.remove(token);
         }
     }

@@ -3,6 +3,7 @@
 
 mod attacks;
 mod operations;
+mod saved;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -489,7 +489,7 @@ fn requests_are_counted_by_kind() {
 }
 
 #[test]
-fn an_unmounted_device_is_saved_a_mounted_one_is_not_restored() {
+fn an_unmounted_device_is_saved_and_serves_whatever_it_is_given() {
     let host = Host::new();
     let mut guest = Guest::unmounted(vec![host.export(false, ALWAYS)], FsLimits::default());
     let mut config = [0; 44];
@@ -502,11 +502,8 @@ fn an_unmounted_device_is_saved_a_mounted_one_is_not_restored() {
     let mut restored = other.device;
     persist_roundtrip(&guest.device, &mut restored);
     guest.mount();
-    assert!(restored.restore(guest.device.save()).is_err());
-    let refusal = crate::virtio::device::DynDevice::save(&guest.device)
-        .unwrap_err()
-        .to_string();
-    assert!(refusal.contains("the guest has it mounted"), "{refusal}");
+    // What is mounted shows other directories.
+    assert!(restored.restore(guest.device.save().unwrap()).is_err());
     guest.call(DESTROY, 0, &[], 0).unwrap();
     persist_roundtrip(&guest.device, &mut restored);
     guest.mount();

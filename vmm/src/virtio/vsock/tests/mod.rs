@@ -27,7 +27,6 @@ const PORT: u32 = 1024;
 const GUEST_PORT: u32 = 40_000;
 const RX: usize = 0;
 const TX: usize = 1;
-const EVENT: usize = 2;
 
 struct Guest {
     device: Vsock,
