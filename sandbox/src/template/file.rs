@@ -1,9 +1,11 @@
-//! A template's file: the guest's memory, and behind it what else the machine was.
+//! The file of a saved guest, a template's or a checkpoint's: its memory, and behind it what else
+//! its machine was.
 //!
 //! ```text
 //! 0            the memory, zero pages as holes; mapped as it lies
-//! memory_bytes "hull-template CRC\n", with the CRC-32 of all that follows
-//!              the header, one line of JSON; the machine's state, MessagePack to the file's end
+//! memory_bytes "hull-template CRC\n", with the CRC-32 of all that follows ("hull-checkpoint CRC\n")
+//!              the header, one line of JSON; the machine's state, MessagePack
+//! end - 8      memory_bytes, 64 bits, little-endian
 //! ```
 //!
 //! Owns: writing it, and refusing one that isn't what was written. The head is checked at each
@@ -15,24 +17,24 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use hull_vmm::machine::MachineState;
-use rustix::fs::{SeekFrom, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, futimens};
+use hull_vmm::memory::MemoryImage;
+use rustix::fs::{SeekFrom, Timespec, Timestamps, UTIME_NOW, futimens};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::key::Key;
-
-const MAGIC: &str = "hull-template ";
-/// The magic word, eight digits and a newline.
-const FIRST_LINE: usize = MAGIC.len() + 9;
-/// Memory comes in multiples of this, and what lies behind it is less.
+/// Digits of a CRC-32 and a newline, which follow the first word.
+const CRC: usize = 9;
+/// Memory comes in multiples of this.
 const UNIT: u64 = 2 << 20;
+/// The most that may lie behind the memory.
+const MOST_HEAD: u64 = 128 << 20;
 const PAGE: usize = 4096;
 /// Bytes that are read at once.
 const CHUNK: usize = 1 << 20;
 
-/// A template that can't be written or used.
+/// A saved guest that can't be written or used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FileError {
     /// The disk refused.
@@ -59,11 +61,31 @@ fn disk(what: &'static str) -> impl FnOnce(io::Error) -> FileError {
     move |source| FileError::Disk { what, source }
 }
 
-/// What a template says of itself.
+/// What is saved, as the file's first word says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A guest that belongs to nobody yet.
+    Template,
+    /// A container's.
+    Checkpoint,
+}
+
+impl Kind {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Template => "hull-template ",
+            Self::Checkpoint => "hull-checkpoint ",
+        }
+    }
+}
+
+/// What it says of itself; `key` is what a host must have in common with the one that saved it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Header {
-    pub(crate) key: Key,
+pub(crate) struct Header<K> {
+    pub(crate) key: K,
+    /// Bytes of the guest's memory.
+    pub(crate) memory_bytes: u64,
     /// The guest kernel's release.
     pub(crate) kernel: String,
     /// When it was made, in seconds since the epoch: also the file's modification time.
@@ -71,31 +93,80 @@ pub(crate) struct Header {
     memory_crc: u32,
 }
 
-/// Writes a template to an empty file: memory from another file of the key's size, and the state.
-pub(super) fn write(
+/// The pages of a guest's memory.
+pub(crate) trait Pages {
+    /// Where there next may be anything but zeros, from `offset` on, in whole pages.
+    fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>>;
+    /// Reads whole pages of such a place.
+    fn read_at(&self, pages: &mut [u8], offset: u64) -> io::Result<()>;
+}
+
+/// Those that a file begins with.
+pub(crate) struct Stored<'a> {
+    pub(crate) file: &'a File,
+    pub(crate) length: u64,
+}
+
+impl Pages for Stored<'_> {
+    fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
+        next_data(self.file, offset, self.length)
+    }
+
+    fn read_at(&self, pages: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(pages, offset)
+    }
+}
+
+impl Pages for MemoryImage {
+    fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
+        let filled = self.filled();
+        let next = filled.partition_point(|range| range.end <= offset);
+        let next = filled.get(next);
+        Ok(next.map(|range| (range.start.max(offset), range.end)))
+    }
+
+    fn read_at(&self, pages: &mut [u8], offset: u64) -> io::Result<()> {
+        MemoryImage::read_at(self, pages, offset)
+    }
+}
+
+/// What is to be written.
+pub(crate) struct Saved<'a, K, S> {
+    pub(crate) kind: Kind,
+    pub(crate) key: &'a K,
+    /// The guest kernel's release.
+    pub(crate) kernel: &'a str,
+    pub(crate) memory_bytes: u64,
+    pub(crate) state: &'a S,
+}
+
+/// Writes a saved guest to an empty file.
+pub(crate) fn write<K: Serialize, S: Serialize>(
     file: &File,
-    key: &Key,
-    kernel: &str,
-    memory: &File,
-    state: &MachineState,
+    saved: &Saved<'_, K, S>,
+    memory: &impl Pages,
 ) -> Result<(), FileError> {
-    file.set_len(key.memory_bytes).map_err(disk("size"))?;
-    let memory_crc = each_run(memory, key.memory_bytes, |offset, pages| {
-        file.write_all_at(pages, offset)
-    })
-    .map_err(disk("write"))?;
+    file.set_len(saved.memory_bytes).map_err(disk("size"))?;
+    let memory_crc = each_run(memory, |offset, pages| file.write_all_at(pages, offset))
+        .map_err(disk("write"))?;
     let header = Header {
-        key: key.clone(),
-        kernel: kernel.to_owned(),
+        key: saved.key,
+        memory_bytes: saved.memory_bytes,
+        kernel: saved.kernel.to_owned(),
         made_at: clock_gettime(ClockId::Realtime).tv_sec,
         memory_crc,
     };
     let mut text = serde_json::to_vec(&header)?;
     text.push(b'\n');
-    rmp_serde::encode::write(&mut text, state)?;
-    let mut head = format!("{MAGIC}{:08x}\n", crc32fast::hash(&text)).into_bytes();
+    rmp_serde::encode::write(&mut text, saved.state)?;
+    text.extend_from_slice(&saved.memory_bytes.to_le_bytes());
+    let crc = crc32fast::hash(&text);
+    let mut head = format!("{}{crc:08x}\n", saved.kind.word()).into_bytes();
     head.append(&mut text);
-    file.write_all_at(&head, key.memory_bytes)
+    if head.len() as u64 > MOST_HEAD {
+        return Err(FileError::Wrong("its state is too large"));
+    }
+    file.write_all_at(&head, saved.memory_bytes)
         .map_err(disk("write"))?;
     let times = Timestamps {
         last_access: time(0, UTIME_NOW),
@@ -112,55 +183,69 @@ fn time(seconds: i64, nanoseconds: i64) -> Timespec {
     }
 }
 
-/// Reads and checks a template's head; the state is left as its bytes.
-pub(super) fn read_head(file: &File) -> Result<(Header, Vec<u8>), FileError> {
-    let metadata = file.metadata().map_err(disk("look at"))?;
-    let memory_bytes = metadata.len() & !(UNIT - 1);
-    let length = usize::try_from(metadata.len() - memory_bytes)
-        .ok()
-        .filter(|length| *length > FIRST_LINE)
-        .ok_or(FileError::Wrong("it was cut"))?;
-    let mut head = vec![0; length];
+/// Reads and checks a saved guest's head; the state is left as its bytes.
+pub(crate) fn read_head<K: DeserializeOwned>(
+    file: &File,
+    kind: Kind,
+) -> Result<(Header<K>, Vec<u8>), FileError> {
+    const CUT: FileError = FileError::Wrong("it was cut");
+    let length = file.metadata().map_err(disk("look at"))?.len();
+    let mut last = [0; 8];
+    let end = length.checked_sub(8).ok_or(CUT)?;
+    file.read_exact_at(&mut last, end).map_err(disk("read"))?;
+    let memory_bytes = u64::from_le_bytes(last);
+    let first_line = kind.word().len() + CRC;
+    let head_bytes = length
+        .checked_sub(memory_bytes)
+        .filter(|length| memory_bytes.is_multiple_of(UNIT) && *length <= MOST_HEAD)
+        .and_then(|length| usize::try_from(length).ok())
+        .filter(|length| *length > first_line)
+        .ok_or(CUT)?;
+    let mut head = vec![0; head_bytes];
     file.read_exact_at(&mut head, memory_bytes)
         .map_err(disk("read"))?;
-    let text = head.split_off(FIRST_LINE);
+    let mut text = head.split_off(first_line);
     let crc = head
-        .strip_prefix(MAGIC.as_bytes())
+        .strip_prefix(kind.word().as_bytes())
         .and_then(|rest| str::from_utf8(rest).ok())
         .and_then(|rest| u32::from_str_radix(rest.trim_end(), 16).ok())
-        .ok_or(FileError::Wrong("it doesn't begin as a template does"))?;
+        .ok_or(match kind {
+            Kind::Template => FileError::Wrong("it doesn't begin as a template does"),
+            Kind::Checkpoint => FileError::Wrong("it doesn't begin as a checkpoint does"),
+        })?;
     if crc32fast::hash(&text) != crc {
         return Err(FileError::Wrong("its state was changed since it was made"));
     }
+    text.truncate(text.len().saturating_sub(last.len()));
     let end = text.iter().position(|&byte| byte == b'\n');
     let (header, state) = text.split_at(end.unwrap_or(text.len()));
-    let header: Header = serde_json::from_slice(header)?;
-    if header.key.memory_bytes != memory_bytes {
+    let header: Header<K> = serde_json::from_slice(header)?;
+    if header.memory_bytes != memory_bytes {
         return Err(FileError::Wrong("its memory was cut"));
-    }
-    if (metadata.mtime(), metadata.mtime_nsec()) != (header.made_at, 0) {
-        return Err(FileError::Wrong("it was changed since it was made"));
     }
     Ok((header, state.get(1..).unwrap_or_default().to_vec()))
 }
 
 /// Understands a state's bytes.
-pub(super) fn state(bytes: &[u8]) -> Result<MachineState, FileError> {
+pub(crate) fn state<S: DeserializeOwned>(bytes: &[u8]) -> Result<S, FileError> {
     Ok(rmp_serde::from_slice(bytes)?)
 }
 
-/// Checks the memory, if nobody has since this host booted, and notes this use.
-pub(super) fn check_memory(file: &File, header: &Header) -> Result<(), FileError> {
+/// Checks the memory, if nobody has since this host booted or since it was written to, and notes
+/// this use.
+pub(crate) fn check_memory<K>(file: &File, header: &Header<K>) -> Result<(), FileError> {
     let metadata = file.metadata().map_err(disk("look at"))?;
-    if metadata.atime() < booted_at() {
-        let crc = each_run(file, header.key.memory_bytes, |_, _| Ok(())).map_err(disk("read"))?;
+    let is_as_made = (metadata.mtime(), metadata.mtime_nsec()) == (header.made_at, 0);
+    if metadata.atime() < booted_at() || !is_as_made {
+        let length = header.memory_bytes;
+        let crc = each_run(&Stored { file, length }, |_, _| Ok(())).map_err(disk("read"))?;
         if crc != header.memory_crc {
             return Err(FileError::Wrong("its memory was changed since it was made"));
         }
     }
     let times = Timestamps {
         last_access: time(0, UTIME_NOW),
-        last_modification: time(0, UTIME_OMIT),
+        last_modification: time(header.made_at, 0),
     };
     // On a disk that refuses, the memory is checked again and the template seems unused.
     let _ = futimens(file, &times);
@@ -176,17 +261,16 @@ fn booted_at() -> i64 {
 /// Shows the runs of pages that aren't zero, in order, and returns the CRC-32 of these pages, each
 /// behind its place.
 fn each_run(
-    file: &File,
-    length: u64,
+    memory: &impl Pages,
     mut show: impl FnMut(u64, &[u8]) -> io::Result<()>,
 ) -> io::Result<u32> {
     let mut crc = crc32fast::Hasher::new();
     let mut chunk = vec![0; CHUNK];
     let mut offset = 0;
-    while let Some((data, end)) = next_data(file, offset, length)? {
+    while let Some((data, end)) = memory.next_data(offset)? {
         let count = usize::try_from(end - data).map_or(CHUNK, |left| left.min(CHUNK));
         let part = chunk.get_mut(..count).unwrap_or_default();
-        file.read_exact_at(part, data)?;
+        memory.read_at(part, data)?;
         let pages: Vec<&[u8]> = part.chunks(PAGE).collect();
         let mut at = data;
         for run in pages.chunk_by(|one, other| is_zero(one) == is_zero(other)) {

@@ -52,6 +52,43 @@ pub(crate) struct Key {
     pub(super) memory_bytes: u64,
 }
 
+/// What a guest stands on that was saved while it ran: all else it has with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Ground {
+    epoch: u32,
+    host: String,
+    processor: u64,
+}
+
+impl Ground {
+    /// This host's, for a guest with so many processors.
+    pub(crate) fn of(vcpus: u8, kvm: BorrowedFd<'_>) -> Result<Self, KeyError> {
+        Ok(Self {
+            epoch: EPOCH,
+            host: host(),
+            processor: kvm::processor(kvm, vcpus)?,
+        })
+    }
+
+    /// What this host hasn't in common with the one that a guest was saved on.
+    pub(crate) fn differs(&self, saved: &Self) -> Option<String> {
+        let (here, there) = (&self.host, &saved.host);
+        if self.epoch != saved.epoch {
+            let (here, there) = (self.epoch, saved.epoch);
+            return Some(format!("it is of format {there}, this Hull reads {here}"));
+        }
+        if here != there {
+            return Some(format!(
+                "it was made on a host with kernel \"{there}\", this one has \"{here}\""
+            ));
+        }
+        (self.processor != saved.processor).then(|| {
+            "it was made on a host whose processor, or its features, are others".to_owned()
+        })
+    }
+}
+
 /// A file as it was at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

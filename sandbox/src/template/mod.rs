@@ -11,7 +11,7 @@
 //! making has no name, so one whose maker is killed is gone. Refuses: to know how a VM boots, and
 //! anything that isn't of exactly the key that is asked for.
 
-mod file;
+pub(crate) mod file;
 mod key;
 mod pages;
 #[cfg(test)]
@@ -35,8 +35,8 @@ use crate::plan::PlannedVm;
 use crate::settings::Settings;
 use crate::sys;
 
-use file::FileError;
-pub(crate) use key::{Key, KeyError};
+use file::{FileError, Header, Kind, Saved, Stored};
+pub(crate) use key::{Ground, Key, KeyError};
 
 /// The directory below the state's.
 pub(crate) const DIRECTORY: &str = "templates";
@@ -168,7 +168,8 @@ impl Templates {
                 source,
             }
         };
-        let checked = file::read_head(&file).and_then(|(header, state)| {
+        let checked = file::read_head(&file, Kind::Template).and_then(|(header, state)| {
+            let header: Header<Key> = header;
             if header.key != *key {
                 return Err(FileError::Wrong("it was made for something else"));
             }
@@ -284,7 +285,8 @@ impl Templates {
             let nanoseconds = i32::try_from(nanoseconds).unwrap_or_default();
             Timestamp::new(seconds, nanoseconds).unwrap_or_default()
         };
-        let header = file::read_head(&file).map(|(header, _)| header);
+        let head = file::read_head(&file, Kind::Template);
+        let header = head.map(|(header, _): (Header<Key>, _)| header);
         let host = key::host();
         let stale = match &header {
             Ok(header) if header.key.host == host => None,
@@ -352,11 +354,21 @@ impl Maker<'_> {
     ) -> Result<(), TemplateError> {
         let name = key.name();
         let file = self.fresh_file()?;
-        file::write(&file, key, kernel, memory, state).map_err(|source| {
-            TemplateError::Unusable {
-                path: self.templates.directory.join(&name),
-                source: source.into(),
-            }
+        let memory_bytes = key.memory_bytes;
+        let saved = Saved {
+            kind: Kind::Template,
+            key,
+            kernel,
+            memory_bytes,
+            state,
+        };
+        let memory = Stored {
+            file: memory,
+            length: memory_bytes,
+        };
+        file::write(&file, &saved, &memory).map_err(|source| TemplateError::Unusable {
+            path: self.templates.directory.join(&name),
+            source: source.into(),
         })?;
         self.templates.discard(&name);
         self.templates.discard(&format!("{name}{FAILED}"));
