@@ -51,6 +51,10 @@ pub(crate) enum Command {
     Stop(StopArgs),
     /// Kill one or more running containers
     Kill(KillArgs),
+    /// Save a running container, memory and disk, to a directory
+    Checkpoint(CheckpointArgs),
+    /// Run copies of a running container, which go on from where it stands
+    Fork(ForkArgs),
     /// Remove one or more containers
     Rm(RmArgs),
     /// Block until one or more containers stop, then print their exit codes
@@ -290,6 +294,40 @@ pub(crate) struct StopArgs {
     pub(crate) time: Option<u32>,
     #[command(flatten)]
     pub(crate) containers: NamesArgs,
+}
+
+/// `hull checkpoint`.
+#[derive(Debug, Args)]
+pub(crate) struct CheckpointArgs {
+    /// Leave the container running after the checkpoint
+    #[arg(short = 'R', long)]
+    pub(crate) leave_running: bool,
+    /// Name or id
+    #[arg(value_name = "CONTAINER")]
+    pub(crate) name: String,
+    /// The directory to make
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: std::path::PathBuf,
+}
+
+/// `hull fork`.
+#[derive(Debug, Args)]
+pub(crate) struct ForkArgs {
+    /// Number of copies
+    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) count: u16,
+    /// Assign a name to the copy
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Automatically remove the copies when they exit
+    #[arg(long)]
+    pub(crate) rm: bool,
+    /// Set meta data on the copies
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = parse::label)]
+    pub(crate) label: Vec<(String, String)>,
+    /// Name or id
+    #[arg(value_name = "CONTAINER")]
+    pub(crate) container: String,
 }
 
 /// `hull kill`.

@@ -7,6 +7,7 @@
 
 mod args;
 mod attach;
+mod checkpoint;
 mod containers;
 mod detach;
 mod doctor;
@@ -88,6 +89,8 @@ fn dispatch(command: Command) -> anyhow::Result<u8> {
         Command::Start(args) => run::start_again(&engine, &args),
         Command::Stop(args) => containers::stop(&engine, &args),
         Command::Kill(args) => containers::kill(&engine, &args),
+        Command::Checkpoint(args) => checkpoint::checkpoint(&engine, &args),
+        Command::Fork(args) => checkpoint::fork(&engine, &args),
         Command::Rm(args) => containers::rm(&engine, &args),
         Command::Wait(args) => containers::wait(&engine, &args),
         Command::Inspect(args) => inspect::inspect(&engine, &args),

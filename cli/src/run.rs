@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::args::{DetachKeys, RunArgs, StartArgs};
+use crate::checkpoint::create_from;
 use crate::containers::each;
 use crate::failure::{Coded, exit_code};
 use crate::foreground::{self, Given};
@@ -27,13 +28,30 @@ pub(crate) fn run(engine: &Engine, args: &RunArgs) -> anyhow::Result<u8> {
              publish it where the namespace of --network ns:PATH is made"
         );
     }
-    let given = Given {
-        stdin: args.interactive && !args.detach,
-        tty: args.tty,
-    };
-    foreground::check_terminal(given)?;
     let id_file = args.cidfile.as_deref().map(IdFile::create).transpose()?;
-    let container = create(engine, args, given)?;
+    let (container, given) = match &args.from {
+        None => {
+            let given = Given {
+                stdin: args.interactive && !args.detach,
+                tty: args.tty,
+            };
+            foreground::check_terminal(given)?;
+            (create(engine, args, given)?, given)
+        }
+        Some(checkpoint) => {
+            let container = create_from(engine, args, checkpoint)?;
+            let given = Given {
+                stdin: container.plan().interactive && !args.detach,
+                tty: container.plan().tty,
+            };
+            if let Err(error) = foreground::check_terminal(given) {
+                // It was made to learn what it is.
+                let _ = container.remove(true);
+                return Err(error.into());
+            }
+            (container, given)
+        }
+    };
     if let Some(id_file) = id_file {
         id_file.keep(container.id())?;
     }

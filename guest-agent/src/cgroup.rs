@@ -9,9 +9,12 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use hull_proto::{CgroupStats, weight_of_shares};
-use rustix::fs::{Mode, OFlags};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags, Timespec};
+use rustix::io::Errno;
 
 use crate::fault::{Fault, Tried};
 use crate::spec::{BlockIo, Cpu, Memory, Resources, Throttle};
@@ -131,6 +134,36 @@ impl Cgroup {
     pub(crate) fn freeze(&self, frozen: bool) -> Result<(), Fault> {
         self.write("cgroup.freeze", if frozen { "1" } else { "0" })
             .or_refuse(|| "cannot set cgroup.freeze")
+    }
+
+    /// Has every process in it and below stand still, and waits until they do.
+    ///
+    /// # Errors
+    /// ETIMEDOUT at `until`.
+    pub(crate) fn stand_still(&self, until: Instant) -> io::Result<()> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let events = rustix::fs::openat(&self.directory, "cgroup.events", flags, Mode::empty())?;
+        self.write("cgroup.freeze", "1")?;
+        loop {
+            let mut text = [0; 256];
+            let count = rustix::io::pread(&events, &mut text, 0)?;
+            let text = str::from_utf8(text.get(..count).unwrap_or_default()).unwrap_or_default();
+            if count_of(text, "frozen") == 1 {
+                return Ok(());
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Errno::TIMEDOUT.into());
+            }
+            let timeout = Timespec::try_from(left).ok();
+            match poll(
+                &mut [PollFd::new(&events, PollFlags::PRI)],
+                timeout.as_ref(),
+            ) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Kills every process in it and below.

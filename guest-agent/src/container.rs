@@ -6,12 +6,13 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use hull_proto::{CgroupStats, ContainerStart, ExecStart, OciJson, ProcessPage};
 use rustix::process::Pid;
 
 use crate::cgroup::{self, Cgroup, OomWatch};
-use crate::fault::Fault;
+use crate::fault::{Fault, Tried};
 use crate::log::say;
 use crate::namespaces::Namespaces;
 use crate::processes;
@@ -19,6 +20,9 @@ use crate::seccomp::Filter;
 use crate::spawn::{self, Born, Start};
 use crate::spec::{Process, Resources};
 use crate::sys;
+
+/// How long processes may take to stand still: one may be deep in the kernel.
+const STILL: Duration = Duration::from_secs(2);
 
 /// Longest name of a container, in bytes.
 const MAX_NAME: usize = 128;
@@ -249,6 +253,41 @@ impl Containers {
     /// As [`Self::stats`], and if the kernel refuses.
     pub(crate) fn update(&self, id: &str, resources: Resources) -> Result<(), Fault> {
         self.group(id)?.update(resources)
+    }
+
+    /// Every container.
+    pub(crate) fn each(&self) -> impl Iterator<Item = &Container> {
+        self.all.values()
+    }
+
+    /// Has every process of every container stand still.
+    ///
+    /// # Errors
+    /// If they don't; all go on then.
+    pub(crate) fn stand_still(&self) -> Result<(), Fault> {
+        let until = Instant::now() + STILL;
+        for (id, container) in &self.all {
+            let group = container.cgroup();
+            let group = group.ok_or_else(|| Fault::refused("this guest has no cgroups"))?;
+            let frozen = group.stand_still(until);
+            if let Err(fault) = frozen.or_refuse(|| format!("container {id} can't be frozen")) {
+                self.go_on()?;
+                return Err(fault);
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets them go on.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub(crate) fn go_on(&self) -> Result<(), Fault> {
+        let groups = self.all.values().filter_map(Container::cgroup);
+        for group in groups {
+            group.freeze(false)?;
+        }
+        Ok(())
     }
 
     fn group(&self, id: &str) -> Result<&Cgroup, Fault> {

@@ -3,7 +3,6 @@
 //! Owns: the hello, and doing and answering each request. Refuses: nothing quietly; a request
 //! that fails is answered with a sentence.
 
-use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -18,11 +17,11 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::process::{Pid, WaitOptions};
-use rustix::time::ClockId;
 use serde::Deserialize;
 
 use crate::container::Containers;
 use crate::fault::{Fault, Tried};
+use crate::identity;
 use crate::log::say;
 use crate::mounts::{self, Options};
 use crate::spec::Resources;
@@ -125,6 +124,14 @@ impl Control {
                 containers.kill(id);
                 Ok(Reply::Ok)
             }
+            Request::StandStill => containers.stand_still().map(|()| Reply::Ok),
+            Request::GoOn { identity } => identity
+                .as_ref()
+                .map_or(Ok(()), |another| {
+                    identity::become_another(another, containers)
+                })
+                .and_then(|()| containers.go_on())
+                .map(|()| Reply::Ok),
             Request::Shutdown => {
                 self.end_processes();
                 Ok(Reply::Ok)
@@ -147,16 +154,7 @@ impl Control {
         if !self.owns_guest {
             return Ok(());
         }
-        let random = File::options()
-            .write(true)
-            .open("/dev/urandom")
-            .or_internal(|| "cannot open /dev/urandom")?;
-        sys::add_entropy(random.as_fd(), &setup.entropy)
-            .or_internal(|| "cannot seed the random generator")?;
-        rustix::time::clock_settime(ClockId::Realtime, timespec(setup.realtime_ns))
-            .or_internal(|| "cannot set the clock")?;
-        rustix::system::sethostname(setup.hostname.as_bytes())
-            .or_refuse(|| format!("cannot set hostname {:?}", setup.hostname))?;
+        identity::be(&setup.hostname, setup.realtime_ns, &setup.entropy)?;
         if !setup.interfaces.is_empty() {
             make_network(&setup.interfaces)?;
         }
@@ -209,14 +207,6 @@ impl Control {
             }
         }
         Ok(())
-    }
-}
-
-fn timespec(nanoseconds: u64) -> Timespec {
-    const SECOND: u64 = 1_000_000_000;
-    Timespec {
-        tv_sec: i64::try_from(nanoseconds / SECOND).unwrap_or(i64::MAX),
-        tv_nsec: i64::try_from(nanoseconds % SECOND).unwrap_or(0),
     }
 }
 
@@ -283,15 +273,4 @@ fn wait_for_one(left: Duration) {
     };
     let timeout = Timespec::try_from(left).ok();
     let _ = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], timeout.as_ref());
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_clock_reading_keeps_its_nanoseconds() {
-        let time = timespec(1_700_000_000_123_456_789);
-        assert_eq!((time.tv_sec, time.tv_nsec), (1_700_000_000, 123_456_789));
-    }
 }

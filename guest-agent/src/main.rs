@@ -18,6 +18,7 @@ mod connect;
 mod container;
 mod control;
 mod fault;
+mod identity;
 mod init;
 mod log;
 mod mounts;

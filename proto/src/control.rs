@@ -33,6 +33,13 @@ pub enum Request {
     /// Undoes a setup whose processes have all ended, so that the guest can be saved, and copies
     /// set up. Refused by a guest that isn't whole.
     Settle,
+    /// Has every process of every container stand still: answered when they do.
+    StandStill,
+    /// Lets them go on, in a guest that has become another before if it is to.
+    GoOn {
+        /// Who the guest is from here on; the one it was if there is none.
+        identity: Option<Identity>,
+    },
     /// Ends every process (SIGTERM is the caller's business), syncs and stops the guest.
     Shutdown,
     /// Asks for nothing but an answer.
@@ -89,6 +96,19 @@ pub struct Setup {
     pub shared_memory_bytes: Option<u64>,
 }
 
+/// What makes a guest that went on from a saved one different from it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Host name of the guest's initial UTS namespace and of its containers' own.
+    pub hostname: String,
+    /// The host's wall clock when this was sent, in nanoseconds since the epoch.
+    pub realtime_ns: u64,
+    /// 256 fresh random bits, as in [`Setup`].
+    pub entropy: [u8; 32],
+    /// Files of the guest in which its host name stands, and is to be replaced.
+    pub files: Vec<String>,
+}
+
 /// What the agent answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "reply")]
@@ -141,6 +161,12 @@ impl LineDecoder {
     /// Takes bytes as they arrive.
     pub fn feed(&mut self, bytes: &[u8]) {
         self.pending.extend_from_slice(bytes);
+    }
+
+    /// Bytes that aren't a whole line yet.
+    #[must_use]
+    pub fn pending(&self) -> &[u8] {
+        &self.pending
     }
 
     /// The next whole message, or `None` until more bytes arrive.

@@ -185,6 +185,12 @@ impl Decoder {
 
     /// The bytes that were fed and are not yet part of a frame that was returned.
     #[must_use]
+    pub fn rest(&self) -> &[u8] {
+        &self.pending[self.consumed..]
+    }
+
+    /// As [`Self::rest`], for whoever decodes no more.
+    #[must_use]
     pub fn into_rest(mut self) -> Vec<u8> {
         self.pending.split_off(self.consumed)
     }

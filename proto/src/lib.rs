@@ -24,7 +24,7 @@ pub use cgroup::{
     CgroupStats, CpuStats, IoStats, MemoryEvents, MemoryStat, MemoryStats, PidsStats, ProcessInfo,
     ProcessPage, weight_of_shares,
 };
-pub use control::{ControlError, Hello, LineDecoder, Reply, Request, Setup, encode_line};
+pub use control::{ControlError, Hello, Identity, LineDecoder, Reply, Request, Setup, encode_line};
 pub use frame::{Decoder, Frame, FrameError, encode};
 pub use network::{
     Address, Interface, MAX_INTERFACES, MAX_NETWORK_ENTRIES, Neighbour, Route, spare_mac,

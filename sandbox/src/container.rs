@@ -44,6 +44,8 @@ pub struct Container {
     monitor: PathBuf,
     /// The right to run it, from its making to its start.
     claim: Option<File>,
+    /// The checkpoint that its first start goes on from.
+    checkpoint: Option<File>,
     notice: Option<String>,
 }
 
@@ -55,12 +57,29 @@ impl Container {
             store,
             monitor,
             claim: None,
+            checkpoint: None,
             notice: None,
         }
     }
 
     pub(crate) fn claimed_by(self, claim: Option<File>) -> Self {
         Self { claim, ..self }
+    }
+
+    pub(crate) fn going_on_from(self, checkpoint: File) -> Self {
+        Self {
+            checkpoint: Some(checkpoint),
+            ..self
+        }
+    }
+
+    pub(crate) fn entry(&self) -> &Entry {
+        &self.entry
+    }
+
+    /// The program of its monitor.
+    pub(crate) fn monitor(&self) -> &Path {
+        &self.monitor
     }
 
     /// Its id, 64 hexadecimal digits.
@@ -140,7 +159,8 @@ impl Container {
         };
         let lock = claim.ok_or_else(|| EngineError::IsRunning(self.plan.id.clone()))?;
         self.entry.make_run_directory()?;
-        let launched = launch(&self.monitor, &self.entry, lock, streams);
+        let checkpoint = self.checkpoint.take();
+        let launched = launch(&self.monitor, &self.entry, lock, streams, checkpoint);
         let started = launched
             .map_err(|error| self.unstarted(error))
             .and_then(|launched| Ok(launched.readiness()?));
@@ -235,7 +255,7 @@ impl Container {
         stream.set_nonblocking(false).map_err(failed)?;
         let stream = ProcessStream::new(stream).map_err(failed)?;
         stream.send(&Frame::Spawn(Spawn::Exec(Box::new(ExecStart {
-            id: self.plan.id.clone(),
+            id: self.plan.guest_id().to_owned(),
             process: OciJson::write(process)
                 .map_err(|error| StreamError::from(FrameError::from(error)))?,
         }))))?;

@@ -7,6 +7,9 @@
 //!                                  ► {reply: ok} + fd      Exec: the fd is a process stream
 //!                                  … ► {reply: ok}         Release: when the command runs
 //!                                  … ► {reply}             Stats, Processes, Update: the agent's answer
+//! {…} + fd                         … ► {reply: ok}         Checkpoint: the guest is saved in the file fd and
+//!                                                          stands still until the client hangs up (it goes
+//!                                                          on) or sends a byte (it is ended)
 //!                                  … ► {reply: oom_killed} AwaitOom: when memory ran out (or ended)
 //!        ► + fds                   ► {reply: ok} lines …   Join: both go on as monitor and agent do;
 //!                                                          its end ends the container
@@ -108,6 +111,12 @@ pub enum Request {
         id: String,
         /// The directories.
         shares: Vec<JoiningShare>,
+    },
+    /// The guest in a file, which comes with this line; it stands still from the answer on, until
+    /// the client hangs up, and never goes on if it sends a byte before.
+    Checkpoint {
+        /// What the guest stands on here, for the file.
+        ground: Value,
     },
     /// Processes that are killed because the container's memory ran out.
     AwaitOom {
@@ -359,6 +368,9 @@ mod tests {
                 .prop_map(|(signal, timeout_ms)| Request::Stop { signal, timeout_ms }),
             any::<bool>().prop_map(|stdin| Request::Attach { stdin }),
             Just(Request::Stats),
+            any::<u64>().prop_map(|processor| Request::Checkpoint {
+                ground: serde_json::json!({"processor": processor}),
+            }),
             any::<u32>().prop_map(|after| Request::Processes { after }),
             any::<u32>().prop_map(|seen| Request::AwaitOom { seen }),
             any::<(String, bool)>().prop_map(|(name, read_only)| Request::Join {

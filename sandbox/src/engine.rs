@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use oci_spec::runtime::Spec;
 
 use crate::cgroup::{self, CgroupError};
+use crate::checkpoint::CheckpointError;
 use crate::container::{self, Container};
 use crate::control::ControlError;
 use crate::exit::CODE_HULL_FAILED;
@@ -71,6 +72,9 @@ pub enum EngineError {
     /// A template can't be had.
     #[error(transparent)]
     Template(#[from] TemplateError),
+    /// A checkpoint can't be taken or gone on from.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// The stream to a process broke.
     #[error(transparent)]
     Stream(#[from] StreamError),
@@ -205,7 +209,7 @@ impl Engine {
         }))
     }
 
-    fn make(
+    pub(crate) fn make(
         &self,
         id: Option<&str>,
         name: Option<&str>,

@@ -3,6 +3,7 @@
 //! ```text
 //! 3 the container's directory   4 its run directory   5 the lock   6 the readiness pipe
 //! 7 the stream of the client that is attached from the start, if any
+//! the last: the checkpoint to go on from, if any
 //! 0 1 2 the container's own streams, if the monitor is to carry them
 //! ```
 //!
@@ -31,6 +32,9 @@ const ATTACHED: &str = "attached";
 const CARRYING: &str = "carrying";
 /// When they are so and a terminal.
 const CARRYING_TERMINAL: &str = "carrying-terminal";
+
+/// What it is told after that when it goes on from a checkpoint.
+const GOING_ON: &str = "going-on";
 
 /// What a monitor is told that holds no container, but makes a template.
 pub(crate) const BUILD_TEMPLATE: &str = "build-template";
@@ -71,6 +75,8 @@ pub(crate) struct Inherited {
     pub(crate) lock: File,
     pub(crate) readiness: File,
     pub(crate) streams: Streams,
+    /// What the first process goes on from, if it doesn't begin.
+    pub(crate) checkpoint: Option<File>,
 }
 
 /// Where the first process's streams go from the start.
@@ -90,7 +96,9 @@ impl Inherited {
     pub(crate) fn take() -> io::Result<Self> {
         let word = env::args_os().nth(2).unwrap_or_default();
         let attached = word == ATTACHED;
-        let mut descriptors = sys::inherited(if attached { 5 } else { 4 })?.into_iter();
+        let goes_on = env::args_os().nth(3).is_some_and(|word| word == GOING_ON);
+        let count = 4 + usize::from(attached) + usize::from(goes_on);
+        let mut descriptors = sys::inherited(count)?.into_iter();
         let own = word == CARRYING || word == CARRYING_TERMINAL;
         let streams = if own {
             Streams::Own(take_streams(word == CARRYING_TERMINAL)?)
@@ -104,10 +112,11 @@ impl Inherited {
             entry: Entry::new(directory, run),
             lock: File::from(next()?),
             readiness: File::from(next()?),
-            streams: match descriptors.next() {
-                Some(stream) => Streams::Attached(UnixStream::from(stream)),
-                None => streams,
+            streams: match attached {
+                true => Streams::Attached(UnixStream::from(next()?)),
+                false => streams,
             },
+            checkpoint: goes_on.then(next).transpose()?.map(File::from),
         })
     }
 }
@@ -139,6 +148,7 @@ pub(crate) fn launch(
     entry: &Entry,
     lock: File,
     streams: Streams,
+    checkpoint: Option<File>,
 ) -> io::Result<Launched> {
     let open = |path: &Path| {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -150,10 +160,6 @@ pub(crate) fn launch(
     let mut command = Command::new(monitor);
     command.arg(entry.id()).current_dir("/").env_clear();
     let mut descriptors = vec![directory.as_fd(), run.as_fd(), lock.as_fd(), said.as_fd()];
-    if let Streams::Attached(stream) = &streams {
-        command.arg(ATTACHED);
-        descriptors.push(stream.as_fd());
-    }
     let null = process::Stdio::null;
     match &streams {
         Streams::Own(own) => command
@@ -167,9 +173,24 @@ pub(crate) fn launch(
             .stderr(own.stderr.try_clone()?),
         _ => command.stdin(null()).stdout(null()).stderr(null()),
     };
+    match &streams {
+        Streams::Attached(stream) => {
+            command.arg(ATTACHED);
+            descriptors.push(stream.as_fd());
+        }
+        // The next word has its place.
+        Streams::None if checkpoint.is_some() => {
+            command.arg("");
+        }
+        _ => {}
+    }
+    if let Some(checkpoint) = &checkpoint {
+        command.arg(GOING_ON);
+        descriptors.push(checkpoint.as_fd());
+    }
     let child = sys::spawn_in_session(&mut command, &descriptors)?;
     // From here on they are the monitor's alone.
-    drop((said, lock, streams));
+    drop((said, lock, streams, checkpoint));
     Ok(Launched {
         child,
         readiness: File::from(OwnedFd::from(readiness)),

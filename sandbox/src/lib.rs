@@ -12,6 +12,7 @@
 
 mod carry;
 mod cgroup;
+mod checkpoint;
 mod console;
 mod container;
 pub mod control;
@@ -39,6 +40,7 @@ mod template;
 
 pub use carry::{Changes, Stdio, carry};
 pub use cgroup::CgroupError;
+pub use checkpoint::{CheckpointError, FromRequest, Staged};
 pub use container::Container;
 pub use engine::{Engine, EngineError};
 pub use exit::{CODE_HULL_FAILED, CODE_NOT_EXECUTABLE, CODE_NOT_FOUND, FailureClass};

@@ -9,6 +9,7 @@
 //!
 //! Owns the making of these. Refuses to know who serves them to the guest.
 
+mod copy;
 mod populate;
 
 use std::ffi::CString;
@@ -20,6 +21,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, statfs};
 use rustix::mount::{MountFlags, mount, mount_bind_recursive, mount_remount};
+
+pub(crate) use copy::copy_whole;
 
 use crate::names;
 use crate::plan::{Export, ExportSource, FILE_NAME, Plan, PlannedRoot};

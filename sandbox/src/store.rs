@@ -160,7 +160,8 @@ impl Store {
     fn fill(&self, fresh: &Path, plan: &Plan) -> Result<(Entry, Option<File>), StoreError> {
         make_directory(fresh)?;
         write_atomically(fresh, PLAN, plan, !plan.auto_remove)?;
-        if plan.auto_remove {
+        // One that is still to be given its disk leaves nothing if nobody does.
+        if plan.auto_remove || plan.guest_id.is_some() {
             let passing = fresh.join(PASSING);
             private_file(&passing).map_err(disk("create", &passing))?;
         }
@@ -517,6 +518,17 @@ impl Entry {
     /// Whether it is to leave nothing.
     pub(crate) fn is_passing(&self) -> bool {
         self.directory.join(PASSING).exists()
+    }
+
+    /// It runs, and is to be there when it has ended.
+    pub(crate) fn stay(&self) -> Result<(), StoreError> {
+        let passing = self.directory.join(PASSING);
+        match fs::remove_file(&passing) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(disk("remove", &passing)(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(crate) fn journal_path(&self) -> PathBuf {

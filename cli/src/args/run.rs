@@ -7,11 +7,43 @@ use hull_sandbox::{Tmpfs, Ulimit};
 
 use crate::parse::{self, Mount};
 
+/// What a container that goes on from a checkpoint has already.
+const FIXED: [&str; 28] = [
+    "interactive",
+    "tty",
+    "env",
+    "env_file",
+    "workdir",
+    "user",
+    "entrypoint",
+    "volume",
+    "mount",
+    "tmpfs",
+    "read_only",
+    "cpus",
+    "memory",
+    "pids_limit",
+    "ulimit",
+    "cap_add",
+    "cap_drop",
+    "group_add",
+    "sysctl",
+    "security_opt",
+    "init",
+    "stop_signal",
+    "stop_timeout",
+    "platform",
+    "network",
+    "no_template",
+    "debug",
+    "image_and_command",
+];
+
 /// `hull run`.
 #[derive(Debug, Args)]
 #[command(
     disable_help_flag = true,
-    override_usage = "hull run [OPTIONS] IMAGE [COMMAND] [ARG...]",
+    override_usage = "hull run [OPTIONS] IMAGE [COMMAND] [ARG...]\n       hull run [OPTIONS] --from DIR",
     after_help = "IMAGE is a reference (debian:12, host:5000/name@sha256:…) or a local layout (oci:DIR[:tag])."
 )]
 pub(crate) struct RunArgs {
@@ -95,6 +127,9 @@ pub(crate) struct RunArgs {
     /// Refused: ports are published where the network namespace is made
     #[arg(short, long, value_name = "PORT")]
     pub(crate) publish: Vec<String>,
+    /// Go on from a checkpoint, with all that its container was given
+    #[arg(long, value_name = "DIR", conflicts_with_all = FIXED)]
+    pub(crate) from: Option<PathBuf>,
     /// Boot the virtual machine instead of copying a template
     #[arg(long)]
     pub(crate) no_template: bool,
@@ -106,7 +141,7 @@ pub(crate) struct RunArgs {
     help: Option<bool>,
     /// The image, then the command and its arguments
     #[arg(
-        required = true,
+        required_unless_present = "from",
         trailing_var_arg = true,
         value_name = "IMAGE",
         hide = true

@@ -50,6 +50,28 @@ fn flags_take_their_values_in_every_form() {
 }
 
 #[test]
+fn what_goes_on_from_a_checkpoint_is_as_it_was() {
+    let args = run("-d --rm --name n -h host -l a=b --from /dir");
+    assert!(args.from.is_some() && args.image_and_command.is_empty());
+    for more in [
+        "alpine",
+        "-e A=1",
+        "-m 1g",
+        "--network none",
+        "-it",
+        "-v /a:/b",
+    ] {
+        assert!(parse(&format!("run --from /dir {more}")).is_err(), "{more}");
+    }
+    assert!(parse("run -d").is_err());
+    assert!(parse("fork c -n 0").is_err());
+    assert!(matches!(parse("fork -n 3 c"), Ok(Command::Fork(args)) if args.count == 3));
+    assert!(
+        matches!(parse("checkpoint c d -R"), Ok(Command::Checkpoint(args)) if args.leave_running)
+    );
+}
+
+#[test]
 fn what_docker_defaults_to_is_the_default() {
     let args = run("i");
     assert_eq!(args.pull, PullPolicy::Missing);

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hull_proto::{
     ContainerStart, ControlError, Decoder, ExitStatus, Failure, Frame, FrameError, GENERATION,
-    Hello, Interface, LineDecoder, MAX_FROM_GUEST, OciJson, PROCESS_PORT, Reply, Request, Setup,
-    Spawn, encode_line,
+    Hello, Identity, Interface, LineDecoder, MAX_FROM_GUEST, OciJson, PROCESS_PORT, Reply, Request,
+    Setup, Spawn, encode_line,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::de::DeserializeOwned;
 
+use crate::checkpoint::CarriedStreams;
 use crate::control::Marks;
 use crate::names;
 use crate::plan::Plan;
@@ -179,11 +180,9 @@ impl Agent {
         shared_memory: bool,
         limit: Duration,
     ) -> Result<(), BootError> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let nanoseconds = now.map_or(0, |since| since.as_nanos());
         let request = Request::Setup(Setup {
             hostname: hostname.to_owned(),
-            realtime_ns: u64::try_from(nanoseconds).unwrap_or(u64::MAX),
+            realtime_ns: realtime_ns(),
             entropy: names::random(),
             shares: true,
             interfaces: interfaces.to_vec(),
@@ -199,6 +198,32 @@ impl Agent {
             let now = sys::monotonic_ns();
             (self.marks.agent, self.marks.ready) = (now, now);
         }
+        Ok(())
+    }
+
+    /// Gives a guest that went on from another container's checkpoint its identity, and lets its
+    /// processes go on.
+    pub(super) fn go_on(
+        &mut self,
+        guest: &dyn Guest,
+        plan: &Plan,
+        limit: Duration,
+    ) -> Result<(), BootError> {
+        let request = Request::GoOn {
+            identity: Some(Identity {
+                hostname: plan.hostname.clone(),
+                realtime_ns: realtime_ns(),
+                entropy: names::random(),
+                files: plan.identity_files(),
+            }),
+        };
+        match self.ask(guest, &request, limit)? {
+            Reply::Ok => {}
+            Reply::Error { message } => return Err(BootError::Setup(message)),
+            _ => return Err(BootError::Unexpected),
+        }
+        let now = sys::monotonic_ns();
+        (self.marks.agent, self.marks.ready) = (now, now);
         Ok(())
     }
 
@@ -226,10 +251,34 @@ impl Agent {
     }
 }
 
+/// The host's wall clock, in nanoseconds since the epoch.
+fn realtime_ns() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let nanoseconds = now.map_or(0, |since| since.as_nanos());
+    u64::try_from(nanoseconds).unwrap_or(u64::MAX)
+}
+
+/// Takes up the stream of the first process of a guest that went on.
+pub(super) fn process_carried_on(
+    dials: &Receiver<UnixStream>,
+    carried: &CarriedStreams,
+) -> Result<Started, BootError> {
+    let stream = dials.try_recv().map_err(|_| BootError::Closed("process"))?;
+    let mut peer = Peer::new(stream)?;
+    peer.send(&carried.to_agent);
+    let mut decoder = Decoder::new(MAX_FROM_GUEST);
+    decoder.feed(&carried.from_agent);
+    Ok(Started {
+        peer,
+        decoder,
+        guest_pid: carried.guest_pid,
+    })
+}
+
 /// Runs the container's first process, or makes it if it is to be held.
 pub(super) fn spawn(guest: &dyn Guest, plan: &Plan, limit: Duration) -> Result<Started, BootError> {
     let start = ContainerStart {
-        id: plan.id.clone(),
+        id: plan.guest_id().to_owned(),
         spec: OciJson::write(&plan.spec).map_err(FrameError::from)?,
         init: plan.init,
         hold: plan.held,

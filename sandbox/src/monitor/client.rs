@@ -45,6 +45,8 @@ pub(super) enum Role {
         /// What a good answer makes of the container.
         then: Option<Phase>,
     },
+    /// It has the container saved, and still, for as long as it is there.
+    Saving,
     /// It waits for the container's memory to run out.
     AwaitingOom {
         /// The killings that it knows of.
@@ -149,6 +151,7 @@ impl Client {
             // Nothing was asked of them.
             Role::Waiting
             | Role::Releasing
+            | Role::Saving
             | Role::Questioning { .. }
             | Role::AwaitingOom { .. }
             | Role::Leaving => Ok(None),
@@ -219,6 +222,7 @@ impl Client {
                 let why = record.error.clone();
                 self.refuse(&why.unwrap_or_else(|| "the container has ended".to_owned()));
             }
+            (Role::Saving, _) => self.reply(&Reply::Ended(record.clone())),
             (Role::Asking(_) | Role::Questioning { .. }, _) => {
                 self.refuse("the container has ended")
             }

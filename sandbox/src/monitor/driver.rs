@@ -10,6 +10,7 @@
 mod members;
 mod phases;
 mod questions;
+mod saving;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -19,7 +20,8 @@ use std::time::{Duration, Instant};
 use hull_proto::{Decoder, ExitStatus, Failure, Frame, PROCESS_PORT, STDIN_WINDOW};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::control::{self, Envelope, GENERATION, Marks, Reply, Report, Request};
+use crate::checkpoint::CarriedStreams;
+use crate::control::{self, Envelope, GENERATION, Marks, Reply, Request};
 use crate::logs::{LogStream, LogWriter};
 use crate::plan::Plan;
 use crate::state::Phase;
@@ -34,6 +36,7 @@ pub(super) use members::Member;
 use members::Parting;
 pub(super) use phases::Record;
 use questions::Questions;
+use saving::Saving;
 
 /// Output that may wait for a client before the process is held up, in bytes.
 const CLIENT_BACKLOG: usize = 256 * 1024;
@@ -81,6 +84,8 @@ pub(super) struct Driver<'a> {
     record: Record,
     jail: Vec<String>,
     kill_grace: Duration,
+    /// A checkpoint in the making.
+    saving: Option<Saving>,
     chunk: Vec<u8>,
 }
 
@@ -89,6 +94,8 @@ pub(super) struct Parts<'a> {
     pub(super) plan: &'a Plan,
     pub(super) guest: Box<dyn Guest>,
     pub(super) started: Started,
+    /// What another monitor knew of the first process, if it goes on from a checkpoint.
+    pub(super) carried: CarriedStreams,
     pub(super) agent: Agent,
     pub(super) log: LogWriter,
     pub(super) listener: UnixListener,
@@ -132,7 +139,7 @@ impl<'a> Driver<'a> {
             agent: parts.started.peer,
             decoder: parts.started.decoder,
             log: parts.log,
-            stdin: Stdin::default(),
+            stdin: Stdin::carried(parts.carried.stdin_outstanding, parts.carried.stdin_ended),
             listener: parts.listener,
             clients: Vec::new(),
             members: 0,
@@ -141,10 +148,11 @@ impl<'a> Driver<'a> {
             kill_at: None,
             stop_at: None,
             guest_pid: parts.started.guest_pid,
-            oom_kills: 0,
+            oom_kills: parts.carried.oom_kills,
             record: parts.record,
             jail: parts.jail,
             kill_grace: parts.kill_grace,
+            saving: None,
             chunk: vec![0; 64 * 1024],
         };
         if !driver.plan.interactive && !driver.plan.tty {
@@ -163,11 +171,11 @@ impl<'a> Driver<'a> {
 
     /// Runs until the container has ended.
     pub(super) fn run(&mut self) -> io::Result<End> {
-        // Frames may have come with the one that said "started".
-        if let Some(end) = self.frames() {
-            return Ok(end);
-        }
         loop {
+            // Frames may have come with the one that said "started", or while a guest was saved.
+            if let Some(end) = self.frames() {
+                return Ok(end);
+            }
             let ready = self.poll()?;
             if !ready.agent.is_empty() {
                 self.agent.flush();
@@ -349,7 +357,10 @@ impl<'a> Driver<'a> {
         }
         if signal == SIGKILL {
             // What stands still can't die.
-            self.guest.resume();
+            match &mut self.saving {
+                Some(saving) => saving.spoil(),
+                None => self.guest.resume(),
+            }
             let deadline = Instant::now() + self.kill_grace;
             self.stop_at = Some(self.stop_at.map_or(deadline, |known| known.min(deadline)));
         }
@@ -384,6 +395,7 @@ impl<'a> Driver<'a> {
         // Those that came while these were served.
         clients.append(&mut self.clients);
         self.clients = clients;
+        self.end_saving();
         if let Some(once) = orphaned {
             self.stdin.abandon();
             if once && !self.plan.tty {
@@ -405,6 +417,9 @@ impl<'a> Driver<'a> {
             Some([]) => return client.peer.mark_gone(),
             Some(bytes) => bytes.to_vec(),
         };
+        if matches!(client.role, Role::Saving) {
+            return self.end_saved();
+        }
         match client.take_request(&bytes) {
             Ok(Some(envelope)) => self.obey(client, envelope, stdin_taken, attached),
             Ok(None) => {}
@@ -467,7 +482,10 @@ impl<'a> Driver<'a> {
                 envelope.generation
             ));
         }
-        let id = || self.plan.id.clone();
+        if self.saving.is_some() && saving::disturbs(&envelope.request) {
+            return client.refuse(saving::BUSY);
+        }
+        let id = || self.plan.guest_id().to_owned();
         match envelope.request {
             Request::Ping => client.reply(&Reply::Ok),
             Request::Inspect => client.reply(&Reply::Inspect(self.report(attached))),
@@ -499,6 +517,7 @@ impl<'a> Driver<'a> {
                 self.agent.send_frame(&Frame::Go);
                 client.role = Role::Releasing;
             }
+            Request::Checkpoint { ground } => self.save(client, &ground),
             Request::Pause => self.hold_still(client, Phase::Running, Phase::Paused),
             Request::Resume => self.hold_still(client, Phase::Paused, Phase::Running),
             Request::Stats => self.question(client, &hull_proto::Request::Stats { id: id() }),
@@ -515,28 +534,6 @@ impl<'a> Driver<'a> {
                 client.role = Role::AwaitingOom { seen };
                 client.tell_oom(self.oom_kills);
             }
-        }
-    }
-
-    fn report(&self, attached: usize) -> Report {
-        Report {
-            pid: std::process::id(),
-            attached,
-            jail: self.jail.clone(),
-            marks: self.marks,
-            fs_requests: self.guest.fs_requests(),
-        }
-    }
-
-    fn stop(&mut self, signal: Option<u8>, timeout_ms: Option<u64>) {
-        let grace = timeout_ms.map_or(
-            Duration::from_secs(u64::from(self.plan.stop_timeout_s)),
-            Duration::from_millis,
-        );
-        self.signal(signal.unwrap_or(self.plan.stop_signal), false);
-        // A grace past the clock's end is no deadline at all.
-        if let Some(deadline) = Instant::now().checked_add(grace) {
-            self.kill_at = Some(self.kill_at.map_or(deadline, |known| known.min(deadline)));
         }
     }
 

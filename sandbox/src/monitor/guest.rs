@@ -7,6 +7,19 @@ use std::os::unix::net::UnixStream;
 use hull_vmm::memory::WorkingSet;
 
 use crate::rootfs::SharedDirectory;
+use hull_vmm::machine::{MachineState, SaveError};
+use hull_vmm::memory::MemoryImage;
+
+/// A guest that can't be saved.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SnapshotError {
+    /// Its machine can't.
+    #[error("its guest can't be saved")]
+    Machine(#[from] SaveError),
+    /// Its memory can't be looked at.
+    #[error("its guest's memory can't be looked at")]
+    Memory(#[from] io::Error),
+}
 
 /// A running guest. The machine is one; tests bring their own.
 pub(super) trait Guest {
@@ -25,6 +38,10 @@ pub(super) trait Guest {
     /// What a copy of a template that nobody has learnt from touched up to now.
     fn observed(&self) -> Option<WorkingSet> {
         None
+    }
+    /// All that it is, while it stands still.
+    fn snapshot(&self) -> Result<(MachineState, MemoryImage), SnapshotError> {
+        Err(SaveError::NotPaused.into())
     }
     /// Has it stand still. Idempotent.
     fn pause(&self) {}

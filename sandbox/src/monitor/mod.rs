@@ -15,6 +15,7 @@ mod carrier;
 mod client;
 mod driver;
 mod forward;
+mod going_on;
 mod guest;
 mod jail;
 mod journal;
@@ -45,6 +46,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use hull_proto::ExitStatus;
 
 use crate::cgroup::Cgroup;
+use crate::checkpoint::{self, CLEAR_UP, CarriedStreams};
 use crate::console::BootLog;
 use crate::exit::{CODE_HULL_FAILED, FailureClass};
 use crate::launch::{BUILD_TEMPLATE, Inherited, Readiness, StartFailure, Streams};
@@ -52,7 +54,7 @@ use crate::logs::LogWriter;
 use crate::network::{self, Joined};
 use crate::plan::{Plan, PlannedVm};
 use crate::rootfs::{self, SharedDirectory};
-use crate::state::{ExitRecord, Phase, Running};
+use crate::state::ExitRecord;
 use crate::store::{Entry, Store, lock};
 use crate::sys;
 
@@ -84,11 +86,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The whole life of the monitor process. It ends with the container's code.
 #[must_use]
 pub fn main() -> ExitCode {
-    if env::args_os()
-        .nth(1)
-        .is_some_and(|word| word == BUILD_TEMPLATE)
-    {
+    let word = env::args_os().nth(1).unwrap_or_default();
+    if word == BUILD_TEMPLATE {
         return build_template();
+    }
+    if word == CLEAR_UP {
+        return clear_up();
     }
     match Inherited::take() {
         Ok(inherited) => Monitor::new(inherited).run(),
@@ -98,6 +101,14 @@ pub fn main() -> ExitCode {
             ExitCode::from(CODE_HULL_FAILED)
         }
     }
+}
+
+/// Removes a directory in the making when its maker has ended.
+fn clear_up() -> ExitCode {
+    if let Some(path) = env::args_os().nth(2) {
+        checkpoint::clear_up(Path::new(&path));
+    }
+    ExitCode::SUCCESS
 }
 
 /// Makes the template of the VM that is described on stdin; says its name, or what went wrong.
@@ -124,6 +135,8 @@ struct Monitor {
     /// Its end is what tells the face that all was said.
     readiness: Option<File>,
     streams: Streams,
+    /// What the container goes on from, if it doesn't begin.
+    checkpoint: Option<File>,
     began: u64,
     /// What whoever started the container should hear.
     notice: Option<String>,
@@ -139,6 +152,8 @@ struct Place {
     cgroup: Option<Cgroup>,
     /// What its engine is to see of it.
     scene: Option<Scene>,
+    /// What another monitor knew of it, if it goes on from a checkpoint.
+    carried: CarriedStreams,
 }
 
 /// A start that stopped at a stage.
@@ -174,6 +189,7 @@ impl Monitor {
             lock: inherited.lock,
             readiness: Some(inherited.readiness),
             streams: inherited.streams,
+            checkpoint: inherited.checkpoint,
             began: sys::monotonic_ns(),
             notice: None,
             base: Base::default(),
@@ -229,39 +245,29 @@ impl Monitor {
             jail,
             cgroup,
             scene,
-        } = match &plan.sandbox {
-            Some(sandbox) => self.join(plan, sandbox)?,
-            None => self.bring_up(plan)?,
+            carried,
+        } = match (&plan.sandbox, self.checkpoint.take()) {
+            (Some(sandbox), _) => self.join(plan, sandbox)?,
+            (None, Some(file)) => going_on::go_on(&self.entry, plan, file)?,
+            (None, None) => self.bring_up(plan)?,
         };
         if let (Some(view), Some(scene)) = (view, scene) {
             view.show(scene).map_err(stage("view"))?;
         }
         agent.marks.monitor = self.began;
         agent.marks.started = sys::monotonic_ns();
-        let running = Running {
-            monitor_pid: std::process::id(),
-            guest_pid: started.guest_pid,
-            started_at: Timestamp::now(),
-            phase: if plan.held {
-                Phase::Held
-            } else {
-                Phase::Running
-            },
-            kernel: agent.kernel.clone(),
-        };
-        self.entry.write_running(&running).map_err(stage("spawn"))?;
+        let record = Record::begin(&self.entry, plan, &agent.kernel, started.guest_pid)
+            .map_err(stage("spawn"))?;
         let driver = Driver::new(Parts {
             plan,
             guest,
             started,
+            carried,
             agent,
             log,
             listener,
             attached,
-            record: Record {
-                entry: Some(self.entry.clone()),
-                running,
-            },
+            record,
             jail,
             kill_grace: KILL_GRACE,
             patience: PATIENCE,
@@ -294,6 +300,7 @@ impl Monitor {
             jail,
             cgroup,
             scene,
+            carried: CarriedStreams::default(),
         })
     }
 
@@ -318,6 +325,7 @@ impl Monitor {
             jail,
             cgroup,
             scene,
+            carried: CarriedStreams::default(),
         })
     }
 

@@ -36,6 +36,11 @@ impl Peer {
         self.out.len() - self.written
     }
 
+    /// What waits for the other side to read.
+    pub(super) fn unsent(&self) -> &[u8] {
+        self.out.get(self.written..).unwrap_or_default()
+    }
+
     /// Whether the other side is gone, so that everything for it is dropped.
     pub(super) fn is_gone(&self) -> bool {
         self.gone

@@ -28,6 +28,22 @@ pub(super) struct Stdin {
 pub(super) struct Overrun;
 
 impl Stdin {
+    /// Goes on with what another monitor had sent to the agent.
+    pub(super) fn carried(outstanding: usize, ended: bool) -> Self {
+        let outstanding = outstanding.min(STDIN_WINDOW);
+        Self {
+            outstanding,
+            orphaned: outstanding,
+            ended,
+            ..Self::default()
+        }
+    }
+
+    /// Bytes that the agent has not acknowledged, and whether it knows that no more come.
+    pub(super) fn state(&self) -> (usize, bool) {
+        (self.outstanding, self.ended && self.waiting.is_empty())
+    }
+
     /// Takes bytes from the client.
     pub(super) fn take(&mut self, data: Vec<u8>, agent: &mut Peer) -> Result<(), Overrun> {
         let unacknowledged = self.outstanding - self.orphaned + self.waiting_bytes;

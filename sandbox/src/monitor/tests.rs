@@ -18,6 +18,7 @@ use crate::plan::{HostFacts, Identity};
 use crate::request::{Root, RunRequest};
 use crate::rootfs::SharedDirectory;
 use crate::settings::Settings;
+use crate::state::{Phase, Running};
 use crate::stream::ProcessStream;
 
 /// A guest whose agent is the test.
@@ -143,6 +144,14 @@ fn running() -> Record {
     }
 }
 
+fn first_process(stream: UnixStream) -> Started {
+    Started {
+        peer: peer::Peer::new(stream).unwrap(),
+        decoder: Decoder::new(MAX_FROM_GUEST),
+        guest_pid: 7,
+    }
+}
+
 fn bench(change: impl FnOnce(&mut RunRequest)) -> Bench {
     patient_bench(change, Duration::from_secs(60))
 }
@@ -169,11 +178,8 @@ fn patient_bench(change: impl FnOnce(&mut RunRequest), patience: Duration) -> Be
         let mut driver = Driver::new(Parts {
             plan: &plan,
             guest: Box::new(guest),
-            started: Started {
-                peer: peer::Peer::new(near).unwrap(),
-                decoder: Decoder::new(MAX_FROM_GUEST),
-                guest_pid: 7,
-            },
+            started: first_process(near),
+            carried: CarriedStreams::default(),
             agent: Agent::mute(control),
             log: LogWriter::open(log_path.clone(), 1 << 30).unwrap(),
             listener,
@@ -530,4 +536,63 @@ fn memory_that_ran_out_is_told_to_who_waits_for_it() {
     let ended = control::answer(&until_the_end).unwrap();
     assert!(matches!(ended, Reply::Ended(_)), "{ended:?}");
     bench.driver.join().unwrap();
+}
+
+/// Asks for a checkpoint, and has the agent asked to have its processes stand still.
+fn saving(bench: &mut Bench) -> UnixStream {
+    let ground = serde_json::json!({"epoch": 1, "host": "a kernel", "processor": 7});
+    let envelope = control::Envelope {
+        generation: control::GENERATION,
+        request: Request::Checkpoint { ground },
+    };
+    let line = control::line(&envelope).unwrap();
+    let (socket, file) = (bench.control(), tempfile::tempfile().unwrap());
+    control::send_with_fds(&socket, &line, &[file.as_fd()]).unwrap();
+    let question = asked(&mut bench.questions);
+    assert_eq!(question, hull_proto::Request::StandStill);
+    socket
+}
+
+#[test]
+fn a_container_that_is_not_saved_goes_on() {
+    let image = crate::request::Image {
+        reference: "image".to_owned(),
+        id: String::new(),
+        config: oci_spec::image::ImageConfiguration::default(),
+        layers: Vec::new(),
+    };
+    let mut bench = bench(|request| request.root = Root::Image(image));
+    let goes_on = hull_proto::Request::GoOn { identity: None };
+    let refusal = |socket: &UnixStream| control::answer(socket).unwrap_err().to_string();
+    // This guest's machine is none.
+    let client = saving(&mut bench);
+    for request in [Request::Pause, Request::Stats, Request::Exec] {
+        let other = bench.control();
+        control::ask(&other, request).unwrap();
+        assert!(refusal(&other).contains("checkpoint"));
+    }
+    answer(&mut bench.questions, &hull_proto::Reply::Ok);
+    let why = refusal(&client);
+    assert!(why.contains("can't be saved"), "{why}");
+    assert_eq!(asked(&mut bench.questions), goes_on);
+    answer(&mut bench.questions, &hull_proto::Reply::Ok);
+    // Processes that don't stand still, and a client that leaves meanwhile.
+    let client = saving(&mut bench);
+    let message = "stuck".to_owned();
+    answer(&mut bench.questions, &hull_proto::Reply::Error { message });
+    assert!(refusal(&client).contains("stuck"));
+    assert_eq!(asked(&mut bench.questions), goes_on);
+    answer(&mut bench.questions, &hull_proto::Reply::Ok);
+    drop(saving(&mut bench));
+    assert_eq!(asked(&mut bench.questions), goes_on);
+    for _ in 0..2 {
+        answer(&mut bench.questions, &hull_proto::Reply::Ok);
+    }
+    // Without a file there is nothing to save it to.
+    let ground = serde_json::json!({"epoch": 1, "host": "", "processor": 7});
+    let client = bench.control();
+    control::ask(&client, Request::Checkpoint { ground }).unwrap();
+    assert!(refusal(&client).contains("no file"));
+    bench.exit(0);
+    assert_eq!(bench.driver.join().unwrap().0.code, 0);
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use hull_proto::{CONTROL_PORT, GUEST_CID, Interface, SHARES_TAG};
 use hull_vmm::machine::{BuildError, Host, Machine, MachineState, SaveError};
-use hull_vmm::memory::WorkingSet;
+use hull_vmm::memory::{MemoryImage, WorkingSet};
 use hull_vmm::outcome::VmExit;
 use hull_vmm::spec::{
     DeviceSpec, FsSpec, MemoryBacking, MemorySpec, NetSpec, SpecError, VmSpec, VsockSpec,
@@ -29,7 +29,7 @@ use crate::rootfs::SharedDirectory;
 use crate::sys;
 use crate::template::Template;
 
-use super::guest::Guest;
+use super::guest::{Guest, SnapshotError};
 use super::{OpenError, forward};
 
 /// Lines of the console that are shown when a guest fails.
@@ -71,6 +71,8 @@ pub(super) enum Source {
     },
     /// The next one of a guest that was saved.
     Copy(Box<Template>),
+    /// The same with a first process, whose stream has this port of the host's.
+    GoOn(Box<Template>, u32),
 }
 
 impl Source {
@@ -175,8 +177,11 @@ impl Vm {
             fs_limits: FsLimits::default(),
             vsock_ports: BTreeMap::from([(CONTROL_PORT, dial.clone())]),
         };
+        if let Source::GoOn(_, port) = &source {
+            host.vsock_ports.insert(*port, dial.clone());
+        }
         let machine = match source {
-            Source::Copy(template) => {
+            Source::Copy(template) | Source::GoOn(template, _) => {
                 host.memory = Some(template.file);
                 host.working_set = template.working_set;
                 let spec = spec(plan, &network, MemoryBacking::Template).validate()?;
@@ -291,6 +296,10 @@ impl Guest for Vm {
 
     fn observed(&self) -> Option<WorkingSet> {
         self.machine.observed()
+    }
+
+    fn snapshot(&self) -> Result<(MachineState, MemoryImage), SnapshotError> {
+        Ok((self.machine.save()?, self.machine.memory_image()?))
     }
 
     fn pause(&self) {

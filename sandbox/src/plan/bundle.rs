@@ -62,10 +62,8 @@ pub(crate) fn plan(
     let root = request.root()?;
     let read_only = spec.root().as_ref().and_then(|root| root.readonly());
     // What a sandbox shows is named by whom it shows it for.
-    let prefix = match facts.pod {
-        Some(_) => format!("{}.", identity.id),
-        None => String::new(),
-    };
+    let prefix = facts.pod.as_ref().map(|_| format!("{}.", identity.id));
+    let prefix = prefix.unwrap_or_default();
     let (exports, mounts) = mounts(&spec, &prefix, facts)?;
     let own_name = spec.hostname().clone().filter(|name| !name.is_empty());
     let hostname = own_name.unwrap_or_else(|| identity.id.chars().take(12).collect());
@@ -107,6 +105,7 @@ pub(crate) fn plan(
         interactive: true,
         stop_signal: SIGTERM,
         stop_timeout_s: settings.defaults.stop_timeout_s,
+        guest_id: None,
         held: true,
         bundle: Some(request.bundle.clone()),
         sandbox: facts.pod.as_ref().map(|pod| pod.sandbox.clone()),

@@ -178,7 +178,7 @@ pub(crate) fn plan(
         ),
         Root::Directory(path) => (None, PlannedRoot::Directory(path.clone()), &empty),
     };
-    let hostname = hostname(request, &identity)?;
+    let hostname = hostname(request.hostname.as_deref(), &identity)?;
     let vm = machine::plan(request, settings, facts)?;
     let (exports, mounts) = mounts::plan(request, config, facts)?;
     let process = process::plan(request, config, &hostname)?;
@@ -212,6 +212,7 @@ pub(crate) fn plan(
         stop_timeout_s: request
             .stop_timeout_s
             .unwrap_or(settings.defaults.stop_timeout_s),
+        guest_id: None,
         held: false,
         bundle: None,
         sandbox: None,
@@ -260,7 +261,8 @@ fn labels(request: &RunRequest, config: &Config) -> BTreeMap<String, String> {
     labels
 }
 
-fn check_name(name: &str) -> Result<(), PlanError> {
+/// Refuses a name that a container can't have.
+pub(crate) fn check_name(name: &str) -> Result<(), PlanError> {
     let mut bytes = name.bytes();
     let first = bytes
         .next()
@@ -275,8 +277,9 @@ fn check_name(name: &str) -> Result<(), PlanError> {
     }
 }
 
-fn hostname(request: &RunRequest, identity: &Identity) -> Result<String, PlanError> {
-    let Some(asked) = &request.hostname else {
+/// The host name that was asked for, or the beginning of the id.
+pub(crate) fn hostname(asked: Option<&str>, identity: &Identity) -> Result<String, PlanError> {
+    let Some(asked) = asked else {
         return Ok(identity.id.chars().take(12).collect());
     };
     let fits = (1..=63).contains(&asked.len())
@@ -284,9 +287,9 @@ fn hostname(request: &RunRequest, identity: &Identity) -> Result<String, PlanErr
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte));
     if fits {
-        Ok(asked.clone())
+        Ok(asked.to_owned())
     } else {
-        Err(PlanError::Hostname(asked.clone()))
+        Err(PlanError::Hostname(asked.to_owned()))
     }
 }
 

@@ -49,6 +49,9 @@ pub struct Plan {
     pub stop_signal: u8,
     /// Seconds between that signal and SIGKILL.
     pub stop_timeout_s: u32,
+    /// What its guest knows it by, if it went on from another container's checkpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_id: Option<String>,
     /// Everything is made and the command waits until it is released.
     #[serde(default)]
     pub held: bool,
@@ -71,6 +74,12 @@ pub struct Plan {
 impl Plan {
     /// Version of the shape of `plan.json`.
     pub const GENERATION: u32 = 1;
+
+    /// What the guest knows it by that is running: after a checkpoint, the id that it had before.
+    #[must_use]
+    pub fn guest_id(&self) -> &str {
+        self.guest_id.as_deref().unwrap_or(&self.id)
+    }
 
     /// Program and arguments of the first process.
     #[must_use]
@@ -95,6 +104,19 @@ impl Plan {
     pub(crate) fn has_shared_memory(&self) -> bool {
         let mut mounts = self.spec.mounts().iter().flatten();
         mounts.any(|mount| mount.source().as_deref() == Some(Path::new(SHARED_MEMORY_DIR)))
+    }
+
+    /// The files in which the guest has its host name, as the guest sees them.
+    pub(crate) fn identity_files(&self) -> Vec<String> {
+        let is_identity = |export: &&Export| export.source == ExportSource::Identity;
+        let identity = self.exports.iter().find(is_identity);
+        let path = |export: &Export, file: &str| {
+            let path = super::guest_path(&export.name).join(file);
+            path.to_string_lossy().into_owned()
+        };
+        identity.map_or_else(Vec::new, |export| {
+            ["hostname", "hosts"].map(|file| path(export, file)).into()
+        })
     }
 }
 

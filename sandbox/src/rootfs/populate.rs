@@ -3,24 +3,14 @@
 //! The image is a stranger's: its paths are resolved within its root, its links are copied and
 //! never followed.
 
-use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{
-    AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid,
-    XattrFlags,
-};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 
+use super::copy::Copying;
 use super::{RootfsError, at, make};
-use crate::sys;
-
-/// How deep a tree is copied.
-const MAX_DEPTH: usize = 256;
-/// Longest list of names, or value, of extended attributes that is copied, in bytes.
-const MAX_XATTR: usize = 64 * 1024;
 
 /// The directory `volume`, filled on its first use with `root`'s directory at `target`.
 pub(super) fn volume(volume: &Path, root: &Path, target: &str) -> Result<PathBuf, RootfsError> {
@@ -53,109 +43,7 @@ fn fill(fresh: &Path, root: &Path, target: &str) -> io::Result<()> {
         }
         Err(error) => return Err(error.into()),
     };
-    copy_directory(&from, &to, 0)
-}
-
-/// Copies what `from` holds into `to`, then its attributes.
-fn copy_directory(from: &OwnedFd, to: &OwnedFd, depth: usize) -> io::Result<()> {
-    if depth > MAX_DEPTH {
-        return Err(io::Error::other("directories are nested too deeply"));
-    }
-    for entry in Dir::read_from(from)? {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." {
-            let name = <OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(name);
-            copy_entry(from, to, Path::new(name), depth)?;
-        }
-    }
-    let stat = rustix::fs::fstat(from)?;
-    finish(from, to, &stat)
-}
-
-fn copy_entry(from: &OwnedFd, to: &OwnedFd, name: &Path, depth: usize) -> io::Result<()> {
-    let stat = rustix::fs::statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
-    let open = OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Directory => {
-            rustix::fs::mkdirat(to, name, Mode::RWXU)?;
-            let open = open | OFlags::RDONLY | OFlags::DIRECTORY;
-            let from = rustix::fs::openat(from, name, open, Mode::empty())?;
-            let to = rustix::fs::openat(to, name, open, Mode::empty())?;
-            copy_directory(&from, &to, depth + 1)
-        }
-        FileType::RegularFile => {
-            let read = open | OFlags::RDONLY | OFlags::NONBLOCK;
-            let write = open | OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
-            let source = rustix::fs::openat(from, name, read, Mode::empty())?;
-            let target = rustix::fs::openat(to, name, write, Mode::RUSR | Mode::WUSR)?;
-            let (mut source, mut target) = (File::from(source), File::from(target));
-            io::copy(&mut source, &mut target)?;
-            finish(&OwnedFd::from(source), &OwnedFd::from(target), &stat)
-        }
-        FileType::Symlink => {
-            let text = rustix::fs::readlinkat(from, name, Vec::new())?;
-            rustix::fs::symlinkat(&text, to, name)?;
-            own(to, name, &stat)
-        }
-        kind => {
-            let mode = Mode::from_raw_mode(stat.st_mode);
-            rustix::fs::mknodat(to, name, kind, mode, stat.st_rdev)?;
-            own(to, name, &stat)
-        }
-    }
-}
-
-fn own(directory: &OwnedFd, name: &Path, stat: &Stat) -> io::Result<()> {
-    let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
-    let flags = AtFlags::SYMLINK_NOFOLLOW;
-    Ok(rustix::fs::chownat(
-        directory,
-        name,
-        Some(uid),
-        Some(gid),
-        flags,
-    )?)
-}
-
-/// Owner, extended attributes, mode and times, in an order in which none undoes another.
-fn finish(from: &OwnedFd, to: &OwnedFd, stat: &Stat) -> io::Result<()> {
-    let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
-    rustix::fs::fchown(to, Some(uid), Some(gid))?;
-    copy_xattrs(from, to)?;
-    rustix::fs::fchmod(to, Mode::from_raw_mode(stat.st_mode))?;
-    let time = |seconds, nanoseconds: u64| Timespec {
-        tv_sec: seconds,
-        tv_nsec: nanoseconds.cast_signed(),
-    };
-    let times = Timestamps {
-        last_access: time(stat.st_atime, stat.st_atime_nsec),
-        last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
-    };
-    Ok(rustix::fs::futimens(to, &times)?)
-}
-
-fn copy_xattrs(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
-    // By path, as a file opened for writing alone lists nothing.
-    let (from, to) = (
-        sys::descriptor_path(from.as_fd()),
-        sys::descriptor_path(to.as_fd()),
-    );
-    let mut names = vec![0; MAX_XATTR];
-    let length = match rustix::fs::listxattr(from.as_str(), &mut names) {
-        Ok(length) => length,
-        Err(rustix::io::Errno::NOTSUP) => return Ok(()),
-        Err(error) => return Err(error.into()),
-    };
-    let mut value = vec![0; MAX_XATTR];
-    for name in names[..length].split(|&byte| byte == 0) {
-        let wanted = name.starts_with(b"user.") || name.starts_with(b"security.capability");
-        if wanted {
-            let length = rustix::fs::getxattr(from.as_str(), name, &mut value)?;
-            rustix::fs::setxattr(to.as_str(), name, &value[..length], XattrFlags::empty())?;
-        }
-    }
-    Ok(())
+    Copying::of_image().directory(&from, &to)
 }
 
 #[cfg(test)]

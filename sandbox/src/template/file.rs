@@ -197,7 +197,8 @@ pub(crate) fn read_head<K: DeserializeOwned>(
     let first_line = kind.word().len() + CRC;
     let head_bytes = length
         .checked_sub(memory_bytes)
-        .filter(|length| memory_bytes.is_multiple_of(UNIT) && *length <= MOST_HEAD)
+        .filter(|length| *length <= MOST_HEAD)
+        .filter(|_| memory_bytes > 0 && memory_bytes.is_multiple_of(UNIT))
         .and_then(|length| usize::try_from(length).ok())
         .filter(|length| *length > first_line)
         .ok_or(CUT)?;

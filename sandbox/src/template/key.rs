@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use hull_vmm::kvm::{self, KvmError};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::plan::PlannedVm;
 
@@ -69,6 +70,11 @@ impl Ground {
             host: host(),
             processor: kvm::processor(kvm, vcpus)?,
         })
+    }
+
+    /// Reads what [`Ground::of`] was made to.
+    pub(crate) fn read(value: &Value) -> Result<Self, serde_json::Error> {
+        Self::deserialize(value)
     }
 
     /// What this host hasn't in common with the one that a guest was saved on.
@@ -206,6 +212,32 @@ mod tests {
             assert_ne!(other.name(), key.name());
             assert_ne!(other, key);
         }
+    }
+
+    #[test]
+    fn what_another_host_lacks_is_named() {
+        let ground = || Ground {
+            epoch: EPOCH,
+            host: host(),
+            processor: 7,
+        };
+        let here = ground();
+        assert_eq!(here.differs(&ground()), None);
+        type Change = (fn(&mut Ground), &'static str);
+        let changes: [Change; 3] = [
+            (|ground| ground.epoch += 1, "of format"),
+            (|ground| ground.host = "5.10 #1".to_owned(), "\"5.10 #1\""),
+            (|ground| ground.processor += 1, "whose processor"),
+        ];
+        for (change, word) in changes {
+            let mut there = ground();
+            change(&mut there);
+            let said = here.differs(&there).unwrap();
+            assert!(said.contains(word), "{said}");
+        }
+        let told = serde_json::to_value(&here).unwrap();
+        assert_eq!(Ground::read(&told).unwrap(), here);
+        assert!(Ground::read(&Value::Null).is_err());
     }
 
     #[test]

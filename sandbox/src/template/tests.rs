@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::FileExt;
 
+use proptest::prelude::*;
 use rustix::fs::{Timespec, Timestamps, UTIME_OMIT, futimens};
 
 use super::*;
@@ -67,6 +68,63 @@ fn what_was_made_is_found_with_its_memory() {
         Err(TemplateError::Unknown(_))
     ));
     assert_eq!(names(&templates), 0);
+}
+
+#[test]
+fn a_checkpoint_is_no_template_and_its_state_may_be_large() {
+    let write = |kind| {
+        let file = tempfile::tempfile().unwrap();
+        let saved = Saved {
+            kind,
+            key: &7_u32,
+            kernel: "6.12",
+            memory_bytes: MEMORY,
+            state: &vec![5_u8; 5 << 20],
+        };
+        let memory = memory();
+        let memory = Stored {
+            file: &memory,
+            length: MEMORY,
+        };
+        file::write(&file, &saved, &memory).unwrap();
+        file
+    };
+    let file = write(Kind::Checkpoint);
+    let (header, state): (Header<u32>, _) = file::read_head(&file, Kind::Checkpoint).unwrap();
+    assert_eq!((header.key, header.memory_bytes), (7, MEMORY));
+    assert_eq!(file::state::<Vec<u8>>(&state).unwrap().len(), 5 << 20);
+    assert!(file::read_head::<u32>(&file, Kind::Template).is_err());
+    assert!(file::read_head::<u32>(&write(Kind::Template), Kind::Checkpoint).is_err());
+    // What was written to is looked at, and is what it was.
+    let touched = Timestamps {
+        last_access: Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+        last_modification: Timespec {
+            tv_sec: 1,
+            tv_nsec: 0,
+        },
+    };
+    futimens(&file, &touched).unwrap();
+    file::check_memory(&file, &header).unwrap();
+    futimens(&file, &touched).unwrap();
+    file.write_all_at(b"!", 30 << 20).unwrap();
+    futimens(&file, &touched).unwrap();
+    assert!(file::check_memory(&file, &header).is_err());
+}
+
+proptest! {
+    #[test]
+    fn noise_is_no_saved_guest(
+        mut noise in proptest::collection::vec(any::<u8>(), 0..200),
+        memory_bytes in 0..100_u64,
+    ) {
+        noise.extend(memory_bytes.to_le_bytes());
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&noise, 0).unwrap();
+        prop_assert!(file::read_head::<u32>(&file, Kind::Checkpoint).is_err());
+    }
 }
 
 #[test]

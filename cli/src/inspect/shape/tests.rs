@@ -57,6 +57,7 @@ fn plan() -> Plan {
         interactive: false,
         stop_signal: 15,
         stop_timeout_s: 10,
+        guest_id: None,
         held: false,
         bundle: None,
         sandbox: None,

@@ -143,6 +143,8 @@ fn subject(request: &Request) -> Option<&String> {
         | Request::Freeze { id, .. } => Some(id),
         Request::Setup(_)
         | Request::Settle
+        | Request::StandStill
+        | Request::GoOn { .. }
         | Request::Shutdown
         | Request::Ping
         | Request::Remove { .. } => None,

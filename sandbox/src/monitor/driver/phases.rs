@@ -7,9 +7,12 @@
 //! held ── Release, Started ──► running ◄── Resume, Pause ──► paused
 //! ```
 
+use std::time::{Duration, Instant};
+
 use jiff::Timestamp;
 
-use crate::control::Reply;
+use crate::control::{Reply, Report};
+use crate::plan::Plan;
 use crate::state::{Phase, Running};
 use crate::store::{Entry, StoreError};
 
@@ -25,6 +28,33 @@ pub(in crate::monitor) struct Record {
 }
 
 impl Record {
+    /// Writes that the first process of `plan` runs.
+    pub(in crate::monitor) fn begin(
+        entry: &Entry,
+        plan: &Plan,
+        kernel: &str,
+        guest_pid: u32,
+    ) -> Result<Self, StoreError> {
+        let running = Running {
+            monitor_pid: std::process::id(),
+            guest_pid,
+            started_at: Timestamp::now(),
+            phase: match plan.held {
+                true => Phase::Held,
+                false => Phase::Running,
+            },
+            kernel: kernel.to_owned(),
+        };
+        entry.write_running(&running)?;
+        if !plan.auto_remove {
+            entry.stay()?;
+        }
+        Ok(Self {
+            entry: Some(entry.clone()),
+            running,
+        })
+    }
+
     /// Writes what changed.
     pub(super) fn enter(&mut self, phase: Phase) -> Result<(), StoreError> {
         self.running.phase = phase;
@@ -51,6 +81,30 @@ impl Driver<'_> {
         self.oom_kills = self.oom_kills.max(count);
         for client in &mut self.clients {
             client.tell_oom(self.oom_kills);
+        }
+    }
+
+    /// What is known of it here.
+    pub(super) fn report(&self, attached: usize) -> Report {
+        Report {
+            pid: std::process::id(),
+            attached,
+            jail: self.jail.clone(),
+            marks: self.marks,
+            fs_requests: self.guest.fs_requests(),
+        }
+    }
+
+    /// Asks it to end, and kills it later.
+    pub(super) fn stop(&mut self, signal: Option<u8>, timeout_ms: Option<u64>) {
+        let grace = timeout_ms.map_or(
+            Duration::from_secs(u64::from(self.plan.stop_timeout_s)),
+            Duration::from_millis,
+        );
+        self.signal(signal.unwrap_or(self.plan.stop_signal), false);
+        // A grace past the clock's end is no deadline at all.
+        if let Some(deadline) = Instant::now().checked_add(grace) {
+            self.kill_at = Some(self.kill_at.map_or(deadline, |known| known.min(deadline)));
         }
     }
 

@@ -19,6 +19,7 @@ use crate::state::Phase;
 use super::super::boot::Agent;
 use super::super::client::{Client, Role};
 use super::super::peer::Peer;
+use super::saving::{BUSY, Saving};
 use super::{Driver, interest};
 
 /// Most questions that wait for answers.
@@ -33,7 +34,7 @@ pub(super) struct Questions {
     asked: VecDeque<u64>,
     next: u64,
     /// How long the guest may take to answer.
-    patience: Duration,
+    pub(super) patience: Duration,
 }
 
 impl Questions {
@@ -52,6 +53,11 @@ impl Questions {
     pub(super) fn awaited(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         let wanted = interest(true, self.peer.pending() > 0);
         (!self.peer.is_gone()).then(|| (self.peer.as_fd(), wanted))
+    }
+
+    /// Whether nothing is on its way in it.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.asked.is_empty() && self.peer.pending() == 0 && self.lines.pending().is_empty()
     }
 
     pub(super) fn ask(&mut self, request: &hull_proto::Request) -> Result<u64, &'static str> {
@@ -111,6 +117,9 @@ impl Driver<'_> {
         if self.questions.asked.len() >= MAX_QUESTIONS {
             return client.refuse("too many questions wait for the guest's answers");
         }
+        if self.saving.is_some() {
+            return client.refuse(BUSY);
+        }
         match self.questions.ask(request) {
             Ok(number) => {
                 let until = Instant::now() + self.questions.patience;
@@ -127,6 +136,14 @@ impl Driver<'_> {
     /// Hands the agent's answers to whoever asked.
     pub(super) fn answers(&mut self) {
         for (number, reply) in self.questions.hear(&mut self.chunk) {
+            if self
+                .saving
+                .as_ref()
+                .is_some_and(|saving| saving.awaits(number))
+            {
+                self.stands_still(reply);
+                continue;
+            }
             if self.answer_member(number, &reply) {
                 continue;
             }
@@ -152,7 +169,9 @@ impl Driver<'_> {
             client.reply(&reply);
         }
         if self.questions.peer.is_gone() {
-            self.refuse_questions(|_| true, "the guest's agent closed its control stream");
+            let why = "the guest's agent closed its control stream";
+            self.refuse_questions(|_| true, why);
+            self.refuse_saving(why);
         }
     }
 
@@ -162,7 +181,8 @@ impl Driver<'_> {
             Role::Questioning { until, .. } => Some(until),
             _ => None,
         };
-        self.clients.iter().filter_map(until).min()
+        let saving = self.saving.as_ref().and_then(Saving::until);
+        self.clients.iter().filter_map(until).chain(saving).min()
     }
 
     /// Gives up on questions that the guest takes too long to answer.
@@ -170,6 +190,14 @@ impl Driver<'_> {
         let seconds = self.questions.patience.as_secs();
         let why = format!("the guest did not answer within {seconds} seconds");
         self.refuse_questions(|until| until <= now, &why);
+        if self
+            .saving
+            .as_ref()
+            .and_then(Saving::until)
+            .is_some_and(|until| until <= now)
+        {
+            self.refuse_saving(&why);
+        }
     }
 
     fn refuse_questions(&mut self, which: impl Fn(Instant) -> bool, why: &str) {

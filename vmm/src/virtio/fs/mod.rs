@@ -341,7 +341,7 @@ impl Persist for Fs {
                 state.tag, self.tag
             )),
             None => Ok(()),
-            Some(mounted) => self.tree.go_on(mounted),
+            Some(mounted) => self.tree.go_on(&mounted),
         };
         went_on.map_err(|why| RestoreError::Mismatch {
             unit: Self::UNIT.to_owned(),

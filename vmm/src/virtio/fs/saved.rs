@@ -134,10 +134,13 @@ impl Tree {
             return Err(Unsaveable(why.to_owned()));
         }
         let (nodes, next_node) = state.nodes.all();
-        let mut nodes = nodes
+        let mut nodes: Vec<(u64, &Node)> = nodes.collect();
+        // Of several that can't be saved the same one is told each time.
+        nodes.sort_by_key(|(id, _)| *id);
+        let nodes = nodes
+            .into_iter()
             .map(|(id, node)| self.save_node(&state, id, node))
             .collect::<Result<Vec<_>, _>>()?;
-        nodes.sort_by_key(|node| node.id);
         let (handles, next_handle) = state.files.all();
         // One whose file is forgotten is about to be released.
         let mut handles = handles
@@ -201,7 +204,7 @@ impl Tree {
     }
 
     /// Knows from here on what the guest knows, or says what stands against it.
-    pub(super) fn go_on(&self, saved: MountState) -> Result<(), String> {
+    pub(super) fn go_on(&self, saved: &MountState) -> Result<(), String> {
         let exports = self.names();
         if exports != saved.exports {
             return Err(format!("it showed {:?}, not {exports:?}", saved.exports));

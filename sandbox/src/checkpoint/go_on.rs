@@ -1,0 +1,128 @@
+//! Containers that go on from a checkpoint.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+
+use crate::container::Container;
+use crate::engine::{Engine, EngineError};
+use crate::plan::{self, Identity, Plan, PlanError, PlannedRoot};
+use crate::rootfs::copy_whole;
+use crate::template::file::{self, FileError, Header, Kind};
+
+use super::{About, CheckpointError, DISK, GUEST, open_guest};
+
+/// What a container that goes on has of its own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FromRequest {
+    /// Its name; a made-up one if there is none.
+    pub name: Option<String>,
+    /// Its host name; the beginning of its id if there is none.
+    pub hostname: Option<String>,
+    /// Labels beside those that were saved.
+    pub labels: BTreeMap<String, String>,
+    /// Removes the container when it ends.
+    pub auto_remove: bool,
+}
+
+impl Engine {
+    /// Makes a container of a checkpoint. It goes on when it is started first; started again, it
+    /// runs its command anew.
+    ///
+    /// # Errors
+    /// If the checkpoint isn't what was written, the name is in use, or the disk refuses; nothing
+    /// is left then.
+    pub fn create_from(
+        &self,
+        checkpoint: &Path,
+        request: &FromRequest,
+    ) -> Result<Container, EngineError> {
+        let guest = checkpoint.join(GUEST);
+        let file = open_guest(&guest).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => CheckpointError::Unknown(checkpoint.to_owned()),
+            _ => CheckpointError::Disk {
+                action: "open",
+                path: guest,
+                source: error,
+            },
+        })?;
+        let unusable = |error: FileError| CheckpointError::Unusable {
+            path: checkpoint.to_owned(),
+            source: error.into(),
+        };
+        let (header, _): (Header<About>, _) =
+            file::read_head(&file, Kind::Checkpoint).map_err(unusable)?;
+        let saved = header.key.plan;
+        check_layers(&saved, checkpoint)?;
+        let container = self.make(None, request.name.as_deref(), |identity| {
+            copy_of(saved, identity, request)
+        })?;
+        for name in DISK {
+            let from = checkpoint.join(name);
+            if !from.is_dir() {
+                continue;
+            }
+            let to = container.entry().directory().join(name);
+            if let Err(source) = copy_whole(&from, &to) {
+                // The first error is the one to tell.
+                let _ = container.remove(true);
+                return Err(CheckpointError::Disk {
+                    action: "copy the checkpoint's disk to",
+                    path: to,
+                    source,
+                }
+                .into());
+            }
+        }
+        Ok(container.going_on_from(file))
+    }
+}
+
+fn check_layers(plan: &Plan, checkpoint: &Path) -> Result<(), CheckpointError> {
+    let PlannedRoot::Overlay(layers) = &plan.root else {
+        return Ok(());
+    };
+    match layers.iter().all(|layer| layer.is_dir()) {
+        true => Ok(()),
+        false => Err(CheckpointError::Layer {
+            path: checkpoint.to_owned(),
+            image: plan
+                .image
+                .as_ref()
+                .map(|image| image.reference.clone())
+                .unwrap_or_default(),
+        }),
+    }
+}
+
+/// The plan of a container that is another one from here on.
+fn copy_of(saved: Plan, identity: Identity, request: &FromRequest) -> Result<Plan, PlanError> {
+    let (before, guest_id) = (saved.hostname.clone(), saved.guest_id().to_owned());
+    let hostname = plan::hostname(request.hostname.as_deref(), &identity)?;
+    plan::check_name(&identity.name)?;
+    let mut labels = saved.labels;
+    labels.extend(request.labels.clone());
+    let mut spec = saved.spec;
+    // What its command finds if it is ever run anew.
+    spec.set_hostname(Some(hostname.clone()));
+    if let Some(process) = spec.process_mut()
+        && let Some(variables) = process.env_mut()
+    {
+        for variable in variables {
+            if *variable == format!("HOSTNAME={before}") {
+                *variable = format!("HOSTNAME={hostname}");
+            }
+        }
+    }
+    Ok(Plan {
+        id: identity.id,
+        name: identity.name,
+        created_at: identity.created_at,
+        hostname,
+        labels,
+        spec,
+        guest_id: Some(guest_id),
+        auto_remove: request.auto_remove,
+        ..saved
+    })
+}
