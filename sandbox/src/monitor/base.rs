@@ -11,6 +11,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hull_proto::CONTROL_PORT;
 use hull_vmm::machine::{MachineState, SaveError};
 use hull_vmm::memory::WorkingSet;
 

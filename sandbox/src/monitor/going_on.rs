@@ -17,11 +17,11 @@ use crate::template::Template;
 
 use super::boot::{self, BootError};
 use super::vm::{Source, Vm};
-use super::{Failed, Place, boot_failed, enter_cgroup, jail, open, stage};
+use super::{Failed, Place, boot_failed, connect, enter_cgroup, jail, open, stage};
 
 /// Goes on from the checkpoint in `file`.
 pub(super) fn go_on(entry: &Entry, plan: &Plan, file: File) -> Result<Place, Failed> {
-    let opened = open(entry, plan)?;
+    let opened = open(entry, plan, connect(plan)?)?;
     let cgroup = enter_cgroup(plan)?;
     let (saved, kernel) =
         checkpoint::load(&file, opened.kvm.as_fd()).map_err(stage("checkpoint"))?;
@@ -54,6 +54,8 @@ pub(super) fn go_on(entry: &Entry, plan: &Plan, file: File) -> Result<Place, Fai
         agent,
         jail,
         cgroup,
+        // No bundle is checkpointed.
+        scene: None,
         carried: saved.streams,
     })
 }

@@ -24,7 +24,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use self::registers::{FEATURES_OK, Registers, fresh_queues, half};
-use super::device::{Activation, DeviceError, DynDevice, Persist, Readiness, RestoreError};
+use super::device::{Activation, DeviceError, DynDevice, Readiness, RestoreError};
 use super::queue::{Interrupt, Queue, QueueState};
 use super::worker::{DeviceWakers, Poller};
 use crate::memory::GuestRam;
