@@ -20,6 +20,7 @@ mod guest;
 mod jail;
 mod journal;
 mod member;
+mod opening;
 mod peer;
 mod rehearsal;
 mod stdin;
@@ -32,9 +33,8 @@ use std::env;
 use std::error::Error;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
@@ -47,12 +47,10 @@ use hull_proto::ExitStatus;
 
 use crate::cgroup::Cgroup;
 use crate::checkpoint::{self, CLEAR_UP, CarriedStreams};
-use crate::console::BootLog;
 use crate::exit::{CODE_HULL_FAILED, FailureClass};
 use crate::launch::{BUILD_TEMPLATE, Inherited, Readiness, StartFailure, Streams};
 use crate::logs::LogWriter;
-use crate::network::{self, Joined};
-use crate::plan::{Plan, PlannedVm};
+use crate::plan::Plan;
 use crate::rootfs::{self, SharedDirectory};
 use crate::state::ExitRecord;
 use crate::store::{Entry, Store, lock};
@@ -64,6 +62,7 @@ use carrier::{Carried, Carrier, Waiting};
 use driver::{Driver, End, Finished, Parts, Record};
 use guest::Guest;
 use member::Membership;
+use opening::{OpenError, connect, enter_cgroup, open, open_console, open_kvm};
 use view::{Scene, View};
 use vm::{Opened, Source, Vm};
 
@@ -513,81 +512,9 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// Something that the VM needs and that can't be opened.
-#[derive(Debug, thiserror::Error)]
-enum OpenError {
-    #[error(
-        "this host's {path} emulates guest kernels: its processor has neither vmx nor svm, and a boot would take hours (see hull doctor; allow_emulated_kvm in the settings goes on regardless)"
-    )]
-    Emulated { path: PathBuf },
-    #[error("cannot open {what} \"{path}\"")]
-    Path {
-        what: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
-}
-
-impl OpenError {
-    fn log(entry: &Entry) -> impl FnOnce(io::Error) -> Self {
-        let path = entry.log_path();
-        move |source| Self::Path {
-            what: "log",
-            path,
-            source,
-        }
-    }
-}
-
-fn open(entry: &Entry, plan: &Plan, network: Joined) -> Result<Opened, Failed> {
-    Ok(Opened {
-        kvm: open_kvm(&plan.vm).map_err(stage("open"))?,
-        network,
-        console: open_console(entry).map_err(stage("open"))?,
-        shares: rootfs::assemble(entry, plan).map_err(stage("rootfs"))?,
-    })
-}
-
-/// Joins the plan's network, which decides what devices the guest has.
-fn connect(plan: &Plan) -> Result<Joined, Failed> {
-    if !plan.vm.allow_emulated_kvm && !sys::has_virtualization() {
-        let path = plan.vm.kvm.clone();
-        return Err(stage("open")(OpenError::Emulated { path }));
-    }
-    match &plan.network {
-        Some(path) => network::join(path).map_err(stage("network")),
-        None => Ok(Joined::default()),
-    }
-}
-
 fn spawn(guest: &dyn Guest, plan: &Plan) -> Result<Started, Failed> {
     let limit = Duration::from_secs(u64::from(plan.vm.boot_timeout_s));
     boot::spawn(guest, plan, limit).map_err(|error| boot_failed("spawn", guest, &error))
-}
-
-/// To be entered when all is open: an engine's may forbid every device.
-fn enter_cgroup(plan: &Plan) -> Result<Option<Cgroup>, Failed> {
-    let planned = plan.host_cgroup();
-    let entered = planned.map(|planned| Cgroup::enter(&planned)).transpose();
-    Ok(entered.map_err(stage("open"))?.flatten())
-}
-
-fn open_kvm(vm: &PlannedVm) -> Result<OwnedFd, OpenError> {
-    let flags = OFlags::RDWR | OFlags::CLOEXEC;
-    rustix::fs::open(&vm.kvm, flags, Mode::empty()).map_err(|error| OpenError::Path {
-        what: "the hypervisor's device",
-        path: vm.kvm.clone(),
-        source: error.into(),
-    })
-}
-
-fn open_console(entry: &Entry) -> Result<BootLog, OpenError> {
-    let path = entry.boot_log_path();
-    BootLog::open(path.clone()).map_err(|source| OpenError::Path {
-        what: "boot log",
-        path,
-        source,
-    })
 }
 
 fn boot_failed(stage: &'static str, guest: &dyn Guest, error: &BootError) -> Failed {

@@ -19,7 +19,7 @@ use k8s_cri::v1::{
     NamespaceMode, NamespaceOption, UpdateContainerResourcesRequest,
 };
 
-use node::Node;
+use node::{Node, Pod};
 
 #[test]
 fn a_pods_containers_share_a_machine_and_nothing_else() {
@@ -61,8 +61,23 @@ fn a_pods_containers_share_a_machine_and_nothing_else() {
     assert_eq!(pod.says(&a, machine), pod.says(&b, machine));
     assert_eq!(pod.exec(&b, "exit 9").exit_code, 9);
 
+    is_counted_and_limited(&node, &pod, &b);
+    is_reached(&node, &pod, &b);
+    is_looked_into(&pod, &b);
+
+    // One that ends is removed, and another takes its place.
+    pod.remove_container(&a);
+    let c = pod.start("c", "hostname; exit 3");
+    pod.await_log("c", "stdout F one");
+    assert_eq!(pod.await_exit(&c), 3);
+    assert_eq!(pod.says(&b, "echo still"), "still\n");
+    pod.remove();
+    node.check();
+}
+
+fn is_counted_and_limited(node: &Node<'_>, pod: &Pod<'_>, b: &str) {
     let stats = ContainerStatsRequest {
-        container_id: b.clone(),
+        container_id: b.to_owned(),
     };
     let stats = node
         .wait(node.client.clone().container_stats(stats))
@@ -71,7 +86,7 @@ fn a_pods_containers_share_a_machine_and_nothing_else() {
     let memory = stats.memory.unwrap().working_set_bytes.unwrap().value;
     assert!((1..64 << 20).contains(&memory), "{memory}");
     let update = UpdateContainerResourcesRequest {
-        container_id: b.clone(),
+        container_id: b.to_owned(),
         linux: Some(LinuxContainerResources {
             memory_limit_in_bytes: 64 << 20,
             ..Default::default()
@@ -79,22 +94,26 @@ fn a_pods_containers_share_a_machine_and_nothing_else() {
         ..Default::default()
     };
     node.wait(node.client.clone().update_container_resources(update));
-    assert_eq!(pod.says(&b, "cat /sys/fs/cgroup/memory.max"), "67108864\n");
+    assert_eq!(pod.says(b, "cat /sys/fs/cgroup/memory.max"), "67108864\n");
+}
 
-    let mut port = node.forward(&pod, 80);
+fn is_reached(node: &Node<'_>, pod: &Pod<'_>, b: &str) {
+    let mut port = node.forward(pod, 80);
     port.write("GET /f HTTP/1.0\r\n\r\n");
     port.until("\r\n\r\nfrom-a\n");
-    let mut terminal = node.exec_on_terminal(&b, "read line; stty size; echo got $line; exit 5");
+    let mut terminal = node.exec_on_terminal(b, "read line; stty size; echo got $line; exit 5");
     terminal.resize(33, 44);
     terminal.write("this\n");
     terminal.until("33 44\r\ngot this\r\n");
     let status = terminal.status();
     assert!(status.contains("\"message\":\"5\""), "{status}");
+}
 
-    // One that is to look at another's processes, as `kubectl debug` has it.
+/// By a container that is to see another's processes, as `kubectl debug` has it.
+fn is_looked_into(pod: &Pod<'_>, b: &str) {
     let target = NamespaceOption {
         pid: NamespaceMode::Target.into(),
-        target_id: b.clone(),
+        target_id: b.to_owned(),
         ..Default::default()
     };
     let debug = pod.start_with("debug", "ps; hostname", |config| {
@@ -109,16 +128,7 @@ fn a_pods_containers_share_a_machine_and_nothing_else() {
         seen.contains("trap 'exit 6' TERM") && !seen.contains("httpd"),
         "{seen}"
     );
-    assert_eq!(pod.says(&b, "echo unharmed"), "unharmed\n");
-
-    // One that ends is removed, and another takes its place.
-    pod.remove_container(&a);
-    let c = pod.start("c", "hostname; exit 3");
-    pod.await_log("c", "stdout F one");
-    assert_eq!(pod.await_exit(&c), 3);
-    assert_eq!(pod.says(&b, "echo still"), "still\n");
-    pod.remove();
-    node.check();
+    assert_eq!(pod.says(b, "echo unharmed"), "unharmed\n");
 }
 
 #[test]
