@@ -24,18 +24,14 @@ const LIMIT: Duration = Duration::from_secs(3600);
 /// The root directory that everything is measured in, all of it memory: a path that leads over the
 /// emulated host's own root waits for this machine, for as long as it takes and not as long as the
 /// instructions of anybody do.
-const ROOT: &str = "set -e; root=/tmp/hull-bench-root
-    if ! [ -e $root/ready ]; then
-        mkdir -p $root; mount -t tmpfs bench $root; cd $root
-        mkdir -p dev proc sys tmp run etc lib lib64
-        ln -s $1/lib lib/x86_64-linux-gnu
-        for each in dev proc sys tmp run; do mount --rbind /$each $each; mount --make-rslave $each; done
-        cp -L /lib64/ld-linux-x86-64.so.2 lib64; cp /etc/passwd /etc/group etc
-        touch ready
-    fi";
-
-/// Lays the inputs ($2) out at their place ($1), with nothing of an earlier run, and measures.
-const FRESH: &str = "rm -rf $1; cp -a $2 $1; echo 'templates = true' > $1/config.toml
+///
+/// The inputs ($2) are laid out at their place ($1), with nothing of an earlier run.
+const SCRIPT: &str = "set -e; root=/tmp/hull-bench-root
+    mkdir -p $root; mount -t tmpfs bench $root; cd $root
+    mkdir dev proc sys tmp run etc lib lib64; ln -s $1/lib lib/x86_64-linux-gnu
+    for each in dev proc sys tmp run; do mount --rbind /$each $each; done
+    cp -L /lib64/ld-linux-x86-64.so.2 lib64; cp /etc/passwd /etc/group etc
+    rm -rf $1; cp -a $2 $1; echo 'templates = true' > $1/config.toml
     ldconfig -r $root; exec chroot $root $1/hull-measure";
 
 /// Measures starts and idle sandboxes beside QEMU, crun and runc.
@@ -110,16 +106,12 @@ fn measure(order: &Order, inputs: &Path, report: &Report) -> Result<Findings> {
     })?;
     report.step(&format!("measuring {}", order.programs.join(", ")));
     let place = inputs::PLACE;
-    let script = format!("{ROOT}\n{FRESH}");
+    let laid_out = inputs.display().to_string();
+    let apart = ["unshare", "-m", "--propagation", "private"];
+    let inside = ["sh", "-c", SCRIPT, "bench", place, &laid_out];
+    let words = apart.into_iter().chain(inside);
     let done = host
-        .command([
-            "sh",
-            "-c",
-            &script,
-            "bench",
-            place,
-            &inputs.display().to_string(),
-        ])
+        .command(words)
         .env("HULL_STATE_DIR", &format!("{place}/state"))
         .env("HULL_CONFIG", &format!("{place}/config.toml"))
         .env("HULL_RUN_DIR", &format!("{place}/run"))
