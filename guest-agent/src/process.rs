@@ -99,6 +99,7 @@ pub(crate) fn become_command(becoming: &Becoming<'_>) -> Result<Infallible, Faul
         init::split(matches!(becoming.streams, Streams::Terminal(_)))?;
     }
     sys::close_all_on_exec().or_internal(|| "cannot close the agent's descriptors")?;
+    sys::default_signals();
     sys::set_mask(0).or_internal(|| "cannot unblock signals")?;
     report::about_to_execute(becoming.report);
     if no_new_privileges && let Some(filter) = &becoming.filter {

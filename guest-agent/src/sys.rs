@@ -138,6 +138,16 @@ pub(crate) fn child_signals() -> io::Result<OwnedFd> {
     own(fd as c_int)
 }
 
+/// Has every signal do what it does by default: who started this process may have had some
+/// ignored, which `execve` keeps.
+pub(crate) fn default_signals() {
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: no handler of anybody's is replaced by one: SIG_DFL is none. Those that can't be
+        // changed are refused.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
 /// Sets the mask of blocked signals, bit n - 1 for signal n.
 ///
 /// # Errors

@@ -167,6 +167,23 @@ fn a_terminal_has_a_size_a_line_discipline_and_a_hangup() {
 }
 
 #[test]
+fn no_signal_is_ignored_or_blocked_from_the_start() {
+    let guest = guest!();
+    // No shell, which ignores some of its own accord.
+    let mut spec = guest.spec("");
+    spec["process"]["args"] = json!(["grep", "-E", "^Sig(Ign|Blk)", "/proc/self/status"]);
+    let said = guest.create(&fresh_name(), spec, false).finish();
+    let text = said.text();
+    let masks = text.lines().map(|line| {
+        let (_, mask) = line.split_once('\t').unwrap();
+        u64::from_str_radix(mask, 16).unwrap()
+    });
+    // The C library keeps 32 to 34 for itself.
+    let masks: Vec<u64> = masks.map(|mask| mask & !(7 << 31)).collect();
+    assert_eq!(masks, [0, 0], "{text}");
+}
+
+#[test]
 fn under_init_orphans_are_reaped_and_signals_forwarded() {
     let guest = guest!();
     let script = "trap 'exit 9' TERM; (sleep 0.01 &) ; sleep 0.3;
