@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hull_tests::hull::Hull;
 use hull_tests::process::Output;
+use hull_tests::process::rounds;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
@@ -60,13 +61,12 @@ fn a_copy_is_like_a_guest_that_booted_and_knows_the_time() {
     assert!(in_order.is_sorted() && times[1] > times[0], "{in_order:?}");
 }
 
-/// `HULL_STARTS` of them, four at a time: a thousand by hand, few in every run.
+/// `HULL_ROUNDS` of them, four at a time: a thousand by hand, few in every run.
 #[test]
 fn of_many_starts_none_is_stuck_and_no_two_are_alike() {
     let Some(hull) = Hull::apart() else { return };
     let image = hull.image();
-    let starts = std::env::var("HULL_STARTS").ok();
-    let starts: usize = starts.map_or(20, |count| count.parse().unwrap());
+    let starts = rounds(20);
     run(&hull, "true").ok();
     let template = only_template(&hull);
     let mut seen = HashSet::new();
