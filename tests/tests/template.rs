@@ -9,8 +9,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hull_tests::hull::Hull;
-use hull_tests::process::Output;
-use hull_tests::process::rounds;
+use hull_tests::process::{Output, rounds};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
