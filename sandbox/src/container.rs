@@ -29,7 +29,6 @@ use crate::rotate::older;
 use crate::state::{ExitRecord, Status};
 use crate::store::{Entry, Store};
 use crate::stream::{ProcessStream, StreamError};
-use crate::sys;
 
 const SIGKILL: u8 = 9;
 /// How long whoever starts a container may take before its forced removal gives up.
@@ -458,15 +457,13 @@ impl Container {
 
     pub(crate) fn connect(&self) -> Result<UnixStream, EngineError> {
         let not_running = || EngineError::NotRunning(self.plan.id.clone());
-        // By descriptor, as a socket's address holds but 107 bytes.
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = match rustix::fs::open(&self.entry.run, flags, Mode::empty()) {
             Ok(directory) => directory,
             Err(rustix::io::Errno::NOENT) => return Err(not_running()),
             Err(error) => return Err(self.failed("reach", ControlError::Io(error.into()))),
         };
-        let short = Path::new(&sys::descriptor_path(&directory)).join("control.sock");
-        match UnixStream::connect(short) {
+        match UnixStream::connect(control::address(&directory)) {
             Ok(socket) => Ok(socket),
             Err(error)
                 if matches!(

@@ -21,6 +21,7 @@ use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 
 use hull_proto::{CgroupStats, ProcessPage};
 use rustix::net::{
@@ -31,6 +32,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::state::ExitRecord;
+use crate::sys;
 
 /// Version of everything in this module.
 pub const GENERATION: u32 = 1;
@@ -225,11 +227,21 @@ pub(crate) fn line<T: Serialize>(value: &T) -> Result<Vec<u8>, ControlError> {
 
 /// Sends a request.
 pub(crate) fn ask(mut socket: &UnixStream, request: Request) -> Result<(), ControlError> {
-    let envelope = Envelope {
+    socket.write_all(&request_line(request)?).map_err(broken)
+}
+
+/// A request as this generation writes it.
+pub(crate) fn request_line(request: Request) -> Result<Vec<u8>, ControlError> {
+    line(&Envelope {
         generation: GENERATION,
         request,
-    };
-    socket.write_all(&line(&envelope)?).map_err(broken)
+    })
+}
+
+/// Where the control socket in a run directory is reached: by descriptor, as a socket's address
+/// holds but 107 bytes.
+pub(crate) fn address(run_directory: &OwnedFd) -> PathBuf {
+    Path::new(&sys::descriptor_path(run_directory)).join("control.sock")
 }
 
 /// A monitor that is gone shows in either way.

@@ -60,6 +60,16 @@ fn a_copy_is_like_a_guest_that_booted_and_knows_the_time() {
     assert!(in_order.is_sorted() && times[1] > times[0], "{in_order:?}");
 }
 
+/// A start went well, and said nothing that another one had said.
+fn is_new(done: &Output, seen: &mut HashSet<String>) {
+    assert_eq!((done.code, done.errors()), (0, String::new()));
+    let lines: HashSet<String> = done.text().lines().map(str::to_owned).collect();
+    assert!(lines.len() >= 3, "{lines:?}");
+    for line in lines {
+        assert!(seen.insert(line.clone()), "{line} came twice");
+    }
+}
+
 /// `HULL_ROUNDS` of them, four at a time: a thousand by hand, few in every run.
 #[test]
 fn of_many_starts_none_is_stuck_and_no_two_are_alike() {
@@ -74,13 +84,7 @@ fn of_many_starts_none_is_stuck_and_no_two_are_alike() {
         let batch = first..starts.min(first + 4);
         let running: Vec<_> = batch.map(|_| hull.cmd(words).spawn()).collect();
         for start in running {
-            let done = start.wait();
-            assert_eq!((done.code, done.errors()), (0, String::new()));
-            let lines: HashSet<String> = done.text().lines().map(str::to_owned).collect();
-            assert!(lines.len() >= 3, "{lines:?}");
-            for line in lines {
-                assert!(seen.insert(line.clone()), "{line} came twice");
-            }
+            is_new(&start.wait(), &mut seen);
         }
     }
     assert_eq!(only_template(&hull), template, "it was made again");
@@ -99,13 +103,7 @@ fn starts_at_once_make_one_template_and_differ() {
             .map(|_| hull.cmd(words.clone()).spawn())
             .collect();
         for start in starts {
-            let done = start.wait();
-            assert_eq!((done.code, done.errors()), (0, String::new()));
-            let lines: HashSet<String> = done.text().lines().map(str::to_owned).collect();
-            assert!(lines.len() >= 3, "{lines:?}");
-            for line in lines {
-                assert!(seen.insert(line.clone()), "{line} came twice");
-            }
+            is_new(&start.wait(), &mut seen);
         }
         only_template(&hull);
     }

@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags};
 use serde_json::json;
 
 use crate::container::Container;
-use crate::control::{self, Envelope, GENERATION, Request};
+use crate::control::{self, Request};
 use crate::engine::EngineError;
 use crate::rootfs::copy_whole;
 use crate::template::Ground;
@@ -116,14 +116,11 @@ impl Container {
             })?;
         let ground = Ground::of(vm.vcpus, kvm.as_fd());
         let ground = ground.map_err(|error| CheckpointError::Ground(error.into()))?;
-        let envelope = Envelope {
-            generation: GENERATION,
-            request: Request::Checkpoint {
-                ground: json!(ground),
-            },
+        let request = Request::Checkpoint {
+            ground: json!(ground),
         };
         let failed = |error| self.failed("checkpoint", error);
-        let line = control::line(&envelope).map_err(failed)?;
+        let line = control::request_line(request).map_err(failed)?;
         control::send_with_fds(monitor, &line, &[file.as_fd()])
             .map_err(|error| failed(control::ControlError::Io(error)))?;
         control::answer(monitor).map(drop).map_err(failed)

@@ -36,9 +36,8 @@ pub(super) fn start(local: Arc<Local>, guest: Connector) {
                     .and_then(|stream| forward(OwnedFd::from(client), stream, port));
                 drop(place);
             };
-            if spawn("forward", forward).is_err() {
-                continue;
-            }
+            // Without a thread, the client is hung up on.
+            let _ = spawn("forward", forward);
         }
     };
     let _ = spawn("forwards", serve);

@@ -4,11 +4,10 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 
-use hull_vmm::memory::WorkingSet;
+use hull_vmm::machine::{MachineState, SaveError};
+use hull_vmm::memory::{MemoryImage, WorkingSet};
 
 use crate::rootfs::SharedDirectory;
-use hull_vmm::machine::{MachineState, SaveError};
-use hull_vmm::memory::MemoryImage;
 
 /// A guest that can't be saved.
 #[derive(Debug, thiserror::Error)]

@@ -12,17 +12,15 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use hull_proto::PROCESS_PORT;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 
-use crate::control::{self, ControlError, Envelope, GENERATION, JoiningShare, Reply, Request};
+use crate::control::{self, ControlError, JoiningShare, Reply, Request};
 use crate::rootfs::SharedDirectory;
 use crate::store::{Store, StoreError};
-use crate::sys;
 
 use super::boot::Agent;
 use super::guest::Guest;
@@ -96,11 +94,7 @@ impl Membership {
             id: id.to_owned(),
             shares: shares.iter().map(JoiningShare::from).collect(),
         };
-        let envelope = Envelope {
-            generation: GENERATION,
-            request,
-        };
-        let line = control::line(&envelope).map_err(refused)?;
+        let line = control::request_line(request).map_err(refused)?;
         let descriptors: Vec<BorrowedFd<'_>> =
             shares.iter().map(|share| share.directory.as_fd()).collect();
         control::send_with_fds(&lease, &line, &descriptors).map_err(reached)?;
@@ -203,9 +197,7 @@ impl Guest for Membership {
 }
 
 fn connect(directory: &OwnedFd) -> io::Result<UnixStream> {
-    // By descriptor, as a socket's address holds but 107 bytes.
-    let path = Path::new(&sys::descriptor_path(directory)).join("control.sock");
-    let socket = UnixStream::connect(path)?;
+    let socket = UnixStream::connect(control::address(directory))?;
     socket.set_read_timeout(Some(PATIENCE))?;
     Ok(socket)
 }

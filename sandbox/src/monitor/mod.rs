@@ -47,6 +47,7 @@ use hull_proto::ExitStatus;
 
 use crate::cgroup::Cgroup;
 use crate::checkpoint::{self, CLEAR_UP, CarriedStreams};
+use crate::control;
 use crate::exit::{CODE_HULL_FAILED, FailureClass};
 use crate::launch::{BUILD_TEMPLATE, Inherited, Readiness, StartFailure, Streams};
 use crate::logs::LogWriter;
@@ -404,12 +405,10 @@ impl Monitor {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }
-        // By descriptor, as a socket's address holds but 107 bytes.
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(&self.entry.run, flags, Mode::empty())
             .map_err(|error| failed(error.into()))?;
-        let short = Path::new(&sys::descriptor_path(&directory)).join("control.sock");
-        UnixListener::bind(short).map_err(failed)
+        UnixListener::bind(control::address(&directory)).map_err(failed)
     }
 
     fn attend(

@@ -84,16 +84,7 @@ impl Peer {
 
     /// Reads once. `None` is nothing there now; an empty slice is the end.
     pub(super) fn receive<'a>(&mut self, chunk: &'a mut [u8]) -> Option<&'a [u8]> {
-        loop {
-            match self.socket.read(chunk) {
-                Ok(count) => {
-                    return Some(&chunk[..count]);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return Some(&[]),
-            }
-        }
+        received(chunk, |chunk| self.socket.read(chunk))
     }
 
     /// As [`Self::receive`], with the descriptors that come along.
@@ -102,14 +93,9 @@ impl Peer {
         chunk: &'a mut [u8],
         descriptors: &mut Vec<OwnedFd>,
     ) -> Option<&'a [u8]> {
-        loop {
-            match control::receive_with_fds(&self.socket, chunk, descriptors) {
-                Ok(count) => return Some(&chunk[..count]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return Some(&[]),
-            }
-        }
+        received(chunk, |chunk| {
+            control::receive_with_fds(&self.socket, chunk, descriptors)
+        })
     }
 
     pub(super) fn mark_gone(&mut self) {
@@ -120,6 +106,21 @@ impl Peer {
     /// The socket, for what goes beside the stream of bytes.
     pub(super) fn socket(&self) -> &UnixStream {
         &self.socket
+    }
+}
+
+/// What `read` got into the chunk; the end if it fails.
+fn received(
+    chunk: &mut [u8],
+    mut read: impl FnMut(&mut [u8]) -> io::Result<usize>,
+) -> Option<&[u8]> {
+    loop {
+        match read(chunk) {
+            Ok(count) => return Some(&chunk[..count]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return Some(&[]),
+        }
     }
 }
 

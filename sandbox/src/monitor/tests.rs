@@ -541,11 +541,7 @@ fn memory_that_ran_out_is_told_to_who_waits_for_it() {
 /// Asks for a checkpoint, and has the agent asked to have its processes stand still.
 fn saving(bench: &mut Bench) -> UnixStream {
     let ground = serde_json::json!({"epoch": 1, "host": "a kernel", "processor": 7});
-    let envelope = control::Envelope {
-        generation: control::GENERATION,
-        request: Request::Checkpoint { ground },
-    };
-    let line = control::line(&envelope).unwrap();
+    let line = control::request_line(Request::Checkpoint { ground }).unwrap();
     let (socket, file) = (bench.control(), tempfile::tempfile().unwrap());
     control::send_with_fds(&socket, &line, &[file.as_fd()]).unwrap();
     let question = asked(&mut bench.questions);

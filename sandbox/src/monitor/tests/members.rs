@@ -1,7 +1,7 @@
 //! Other containers in the guest of a driver's.
 
 use super::*;
-use crate::control::{Envelope, GENERATION, JoiningShare};
+use crate::control::JoiningShare;
 
 /// The monitor of another container, which joins and brings a directory.
 fn join(bench: &Bench, id: &str) -> UnixStream {
@@ -14,11 +14,7 @@ fn join(bench: &Bench, id: &str) -> UnixStream {
             read_only: false,
         }],
     };
-    let generation = GENERATION;
-    let line = control::line(&Envelope {
-        generation,
-        request,
-    });
+    let line = control::request_line(request);
     let directory = File::open("/").unwrap();
     control::send_with_fds(&socket, &line.unwrap(), &[directory.as_fd()]).unwrap();
     assert_eq!(control::answer(&socket).unwrap(), Reply::Ok);
