@@ -10,6 +10,8 @@ use std::thread;
 
 use hull_proto::{Frame, PROCESS_PORT, Spawn};
 use hull_vmm::virtio::vsock::Connector;
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
 
 use crate::carry::{Stdio, carry};
 use crate::network::Local;
@@ -23,7 +25,8 @@ const STACK: usize = 128 * 1024;
 pub(super) fn start(local: Arc<Local>, guest: Connector) {
     let serve = move || {
         let taken = Arc::new(());
-        while let Ok((client, port)) = local.accept() {
+        let mut reserve = None;
+        while let Some((client, port)) = next(|| local.accept(), &mut reserve) {
             if Arc::strong_count(&taken) > MOST {
                 continue;
             }
@@ -41,6 +44,30 @@ pub(super) fn start(local: Arc<Local>, guest: Connector) {
         }
     };
     let _ = spawn("forwards", serve);
+}
+
+/// The next one that comes. Where there are no more descriptors, one is hung up on for want of a
+/// place: it would be met again and again otherwise. `None` when nobody comes any more.
+fn next<T>(mut accept: impl FnMut() -> io::Result<T>, reserve: &mut Option<OwnedFd>) -> Option<T> {
+    loop {
+        if reserve.is_none() {
+            *reserve = eventfd(0, EventfdFlags::CLOEXEC).ok();
+        }
+        let error = match accept() {
+            Ok(client) => return Some(client),
+            Err(error) => error,
+        };
+        match Errno::from_io_error(&error) {
+            // The listener itself is none.
+            None | Some(Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::FAULT) => return None,
+            Some(Errno::MFILE | Errno::NFILE) => {
+                drop(reserve.take());
+                drop(accept());
+            }
+            // Who came went before it was met, or the host is short of memory (accept(2)).
+            Some(_) => {}
+        }
+    }
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
@@ -63,4 +90,29 @@ fn forward(client: OwnedFd, guest: UnixStream, port: u16) -> Result<(), StreamEr
     };
     carry(stream, stdio, None)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_cannot_be_met_is_not_the_last() {
+        let failed = |errno: Errno| Err(io::Error::from(errno));
+        let answers = [
+            failed(Errno::CONNABORTED),
+            failed(Errno::MFILE),
+            Ok("hung up on"),
+            failed(Errno::INTR),
+            Ok("met"),
+            failed(Errno::BADF),
+            Ok("never asked for"),
+        ];
+        let mut answers = answers.into_iter();
+        let mut accept = || answers.next().unwrap();
+        let mut reserve = None;
+        assert_eq!(next(&mut accept, &mut reserve), Some("met"));
+        assert!(reserve.is_some(), "a place is kept for the next shortage");
+        assert_eq!(next(&mut accept, &mut reserve), None);
+    }
 }
