@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-/// Runs OCI bundles, each in its own micro-VM.
+/// Runs OCI bundles, each in its own micro-VM. Of a flag that is given more than once, the last
+/// counts: wrappers go before what engines say.
 #[derive(Debug, Parser)]
-#[command(name = "hull-oci", disable_version_flag = true)]
+#[command(name = "hull-oci", disable_version_flag = true, args_override_self = true)]
 pub(crate) struct HullOci {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -308,4 +309,20 @@ pub(crate) struct ExecArgs {
     /// The command.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) command: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_of_a_flag_counts_and_lists_are_whole() {
+        let words = "hull-oci --root /a --root /b exec -e A=1 -e B=2 c true";
+        let parsed = HullOci::try_parse_from(words.split(' ')).unwrap();
+        assert_eq!(parsed.global.root, PathBuf::from("/b"));
+        let Some(Command::Exec(exec)) = parsed.command else {
+            panic!("{words}");
+        };
+        assert_eq!(exec.env, ["A=1", "B=2"]);
+    }
 }
