@@ -7,10 +7,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use hull_netlink::{NetworkError, Protocol, Socket};
 use hull_proto::{
-    GENERATION, Hello, Interface, LineDecoder, Reply, Request, SHARED_MEMORY_DIR, SHARES_DIR,
-    SHARES_TAG, Setup, encode_line,
+    GENERATION, Hello, LineDecoder, Reply, Request, SHARED_MEMORY_DIR, SHARES_DIR, SHARES_TAG,
+    Setup, encode_line,
 };
 use rustix::fs::Timespec;
 use rustix::io::Errno;
@@ -24,6 +23,7 @@ use crate::fault::{Fault, Tried};
 use crate::identity;
 use crate::log::say;
 use crate::mounts::{self, Options};
+use crate::network;
 use crate::spec::Resources;
 use crate::sys;
 
@@ -109,6 +109,10 @@ impl Control {
     fn answer(&mut self, request: &Request, containers: &mut Containers) -> Wish {
         let done = match request {
             Request::Setup(setup) => self.set_up(setup).map(|()| Reply::Ok),
+            Request::Network { interfaces } if self.owns_guest => {
+                network::make_of_spares(interfaces).map(|()| Reply::Ok)
+            }
+            Request::Network { .. } => Ok(Reply::Ok),
             Request::Settle => self.settle(containers).map(|()| Reply::Ok),
             Request::Ping => Ok(Reply::Ok),
             Request::Stats { id } => containers.stats(id).map(|stats| Reply::Stats(stats.into())),
@@ -155,9 +159,7 @@ impl Control {
             return Ok(());
         }
         identity::be(&setup.hostname, setup.realtime_ns, &setup.entropy)?;
-        if !setup.interfaces.is_empty() {
-            make_network(&setup.interfaces)?;
-        }
+        network::make(&setup.interfaces)?;
         if setup.shares {
             mount_shares()?;
         }
@@ -207,19 +209,6 @@ impl Control {
             }
         }
         Ok(())
-    }
-}
-
-/// Makes the network as the host's namespace has it. The guest is its namespace.
-fn make_network(interfaces: &[Interface]) -> Result<(), Fault> {
-    let mut socket =
-        Socket::open(Protocol::Route).or_internal(|| "cannot open a netlink socket")?;
-    match hull_netlink::apply(&mut socket, interfaces) {
-        Err(NetworkError::Kernel { what, source }) => {
-            Err(source).or_internal(|| format!("cannot {what}"))
-        }
-        Err(error) => Err(Fault::internal(error.to_string())),
-        Ok(()) => Ok(()),
     }
 }
 

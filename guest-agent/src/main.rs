@@ -23,6 +23,7 @@ mod init;
 mod log;
 mod mounts;
 mod namespaces;
+mod network;
 mod process;
 mod processes;
 mod reaper;

@@ -30,6 +30,12 @@ pub enum Request {
     /// Gives the guest its identity. Comes once, or once more after [`Request::Settle`]; no process
     /// runs before it.
     Setup(Setup),
+    /// Makes the network of a guest whose cards were nobody's up to now; those that stay so are
+    /// taken away.
+    Network {
+        /// As in [`Setup::interfaces`].
+        interfaces: Vec<Interface>,
+    },
     /// Undoes a setup whose processes have all ended, so that the guest can be saved, and copies
     /// set up. Refused by a guest that isn't whole.
     Settle,

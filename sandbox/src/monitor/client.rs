@@ -42,8 +42,8 @@ pub(super) enum Role {
         number: u64,
         /// When it waits no longer.
         until: Instant,
-        /// What a good answer makes of the container.
-        then: Option<Phase>,
+        /// What follows a good answer.
+        then: Then,
     },
     /// It has the container saved, and still, for as long as it is there.
     Saving,
@@ -56,6 +56,17 @@ pub(super) enum Role {
     Member(Member),
     /// It has its answer.
     Leaving,
+}
+
+/// What follows an agent's good answer.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Then {
+    /// It is passed on.
+    Answer,
+    /// The container is in another phase, and it is passed on.
+    Enter(Phase),
+    /// The held command runs.
+    Go,
 }
 
 /// A connection.

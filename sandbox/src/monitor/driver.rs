@@ -513,10 +513,7 @@ impl<'a> Driver<'a> {
             Request::Release if self.phase() != Phase::Held => {
                 client.refuse("it is not held: its command was started before");
             }
-            Request::Release => {
-                self.agent.send_frame(&Frame::Go);
-                client.role = Role::Releasing;
-            }
+            Request::Release => self.release(client),
             Request::Checkpoint { ground } => self.save(client, &ground),
             Request::Pause => self.hold_still(client, Phase::Running, Phase::Paused),
             Request::Resume => self.hold_still(client, Phase::Paused, Phase::Running),

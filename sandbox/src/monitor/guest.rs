@@ -4,9 +4,11 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 
+use hull_proto::Interface;
 use hull_vmm::machine::{MachineState, SaveError};
 use hull_vmm::memory::{MemoryImage, WorkingSet};
 
+use crate::network::JoinError;
 use crate::rootfs::SharedDirectory;
 
 /// A guest that can't be saved.
@@ -33,6 +35,11 @@ pub(super) trait Guest {
     /// Requests that it has made of its shares.
     fn fs_requests(&self) -> u64 {
         0
+    }
+    /// Ties it to the network that has come since it was built, if one was to come: the
+    /// interfaces that it is to make.
+    fn find_network(&mut self) -> Option<Result<Vec<Interface>, JoinError>> {
+        None
     }
     /// What a copy of a template that nobody has learnt from touched up to now.
     fn observed(&self) -> Option<WorkingSet> {

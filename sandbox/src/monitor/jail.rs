@@ -71,21 +71,21 @@ pub(super) fn enter() -> Result<Vec<String>, JailError> {
 pub(super) fn keep_only(rights: CapabilitySet) -> Result<(), JailError> {
     let failed = |action| move |source: io::Error| JailError { action, source };
     empty_bounding_set().map_err(|error| failed("empty its bounding set")(error.into()))?;
-    let held = rustix::thread::capabilities(None)
-        .map_err(|error| failed("read its capabilities")(error.into()))?;
-    let kept = held.permitted & rights;
-    set_capabilities(
-        None,
-        CapabilitySets {
-            effective: kept,
-            permitted: kept,
-            inheritable: CapabilitySet::empty(),
-        },
-    )
-    .map_err(|error| failed("drop its capabilities")(error.into()))?;
+    drop_all_but(rights).map_err(|error| failed("drop its capabilities")(error.into()))?;
     rustix::thread::set_no_new_privs(true)
         .map_err(|error| failed("forbid itself new privileges")(error.into()))?;
     Ok(())
+}
+
+/// Leaves this thread with these rights of those that it has.
+pub(super) fn drop_all_but(rights: CapabilitySet) -> rustix::io::Result<()> {
+    let kept = rustix::thread::capabilities(None)?.permitted & rights;
+    let sets = CapabilitySets {
+        effective: kept,
+        permitted: kept,
+        inheritable: CapabilitySet::empty(),
+    };
+    set_capabilities(None, sets)
 }
 
 /// Nothing is ever executed; if it were, it would have no rights.

@@ -249,7 +249,7 @@ impl Monitor {
         } = match (&plan.sandbox, self.checkpoint.take()) {
             (Some(sandbox), _) => self.join(plan, sandbox)?,
             (None, Some(file)) => going_on::go_on(&self.entry, plan, file)?,
-            (None, None) => self.bring_up(plan)?,
+            (None, None) => self.bring_up(plan, view.as_ref())?,
         };
         if let (Some(view), Some(scene)) = (view, scene) {
             view.show(scene).map_err(stage("view"))?;
@@ -278,8 +278,8 @@ impl Monitor {
     }
 
     /// A first process in a VM of its own.
-    fn bring_up(&mut self, plan: &Plan) -> Result<Place, Failed> {
-        let network = connect(plan)?;
+    fn bring_up(&mut self, plan: &Plan, view: Option<&View>) -> Result<Place, Failed> {
+        let network = connect(plan, view)?;
         // A guest that is to be copied belongs to nobody, and to no container's share.
         let mut base = Base::find(&self.entry, &plan.vm, network.cards());
         let opened = open(&self.entry, plan, network)?;
@@ -291,6 +291,7 @@ impl Monitor {
             base.learn(&set);
         }
         vm.forward();
+        vm.await_network(view);
         self.notice = base.notice.take();
         self.base = base;
         Ok(Place {

@@ -14,6 +14,7 @@ use crate::rootfs;
 use crate::store::Entry;
 use crate::sys;
 
+use super::view::View;
 use super::vm::Opened;
 use super::{Failed, stage};
 
@@ -54,14 +55,18 @@ pub(super) fn open(entry: &Entry, plan: &Plan, network: Joined) -> Result<Opened
 }
 
 /// Joins the plan's network, which decides what devices the guest has.
-pub(super) fn connect(plan: &Plan) -> Result<Joined, Failed> {
+pub(super) fn connect(plan: &Plan, view: Option<&View>) -> Result<Joined, Failed> {
     if !plan.vm.allow_emulated_kvm && !sys::has_virtualization() {
         let path = plan.vm.kvm.clone();
         return Err(stage("open")(OpenError::Emulated { path }));
     }
-    match &plan.network {
-        Some(path) => network::join(path).map_err(stage("network")),
-        None => Ok(Joined::default()),
+    match (&plan.network, view) {
+        (Some(path), _) => network::join(path).map_err(stage("network")),
+        (None, Some(view)) if plan.makes_network => {
+            let made = view.make_network().map_err(stage("network"))?;
+            made.map_err(stage("network"))
+        }
+        _ => Ok(Joined::default()),
     }
 }
 

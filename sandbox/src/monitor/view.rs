@@ -3,15 +3,18 @@
 //! those of the process's first thread. It stands in the container's root, with its volumes in
 //! their places and no right of its own, and waits; another thread is the monitor.
 //!
-//! Without it, whoever enters the "container" would be in the host's own root.
+//! Without it, whoever enters the "container" would be in the host's own root. A network namespace
+//! that is the container's own and filled by others is made, and read when it is, by this thread,
+//! too: until then it keeps the right to (`CAP_NET_ADMIN`).
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
+use hull_netlink::NetworkError;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
 use rustix::process::{chdir, fchdir, pivot_root};
@@ -19,6 +22,7 @@ use rustix::thread::{CapabilitySet, LinkNameSpaceType, UnshareFlags, move_into_l
 
 use crate::exit::CODE_HULL_FAILED;
 use crate::names;
+use crate::network::{Joined, Own};
 use crate::plan::Plan;
 use crate::rootfs::SharedDirectory;
 use crate::store::Entry;
@@ -34,7 +38,17 @@ pub(super) struct Scene {
     root: OwnedFd,
     /// Its volumes, and where they are in it.
     volumes: Vec<(OwnedFd, PathBuf)>,
-    network: Option<OwnedFd>,
+    network: Network,
+}
+
+/// The network that a container's engine meets.
+enum Network {
+    /// None.
+    Empty,
+    /// The one that its guest is joined to.
+    Joined(OwnedFd),
+    /// The first thread's, which waits to be filled.
+    Own,
 }
 
 impl Scene {
@@ -56,12 +70,16 @@ impl Scene {
                 }
             }
         }
-        let network = plan.network.as_ref().map(std::fs::File::open).transpose()?;
+        let network = match &plan.network {
+            Some(path) => Network::Joined(std::fs::File::open(path)?.into()),
+            None if plan.makes_network => Network::Own,
+            None => Network::Empty,
+        };
         Ok(Self {
             base: entry.run.with_file_name(names::MOUNTS),
             root: copy(&root.directory, Path::new(""))?,
             volumes,
-            network: network.map(OwnedFd::from),
+            network,
         })
     }
 
@@ -82,42 +100,74 @@ impl Scene {
             }
         }
         sys::unshare(UnshareFlags::NEWIPC | UnshareFlags::NEWUTS)?;
-        match &self.network {
-            Some(network) => {
+        let rights = match &self.network {
+            Network::Joined(network) => {
                 let kind = Some(LinkNameSpaceType::Network);
                 move_into_link_name_space(network.as_fd(), kind)?;
+                CapabilitySet::empty()
             }
-            None => sys::unshare(UnshareFlags::NEWNET)?,
-        }
-        jail::keep_only(CapabilitySet::empty()).map_err(io::Error::other)
+            Network::Empty => {
+                sys::unshare(UnshareFlags::NEWNET)?;
+                CapabilitySet::empty()
+            }
+            Network::Own => CapabilitySet::NET_ADMIN,
+        };
+        jail::keep_only(rights).map_err(io::Error::other)
     }
 }
 
-/// Where a scene is shown.
+type Work = Box<dyn FnOnce() + Send>;
+
+/// The process's first thread, which does what it is told.
+#[derive(Clone)]
 pub(super) struct View {
-    scenes: SyncSender<Scene>,
-    shown: Receiver<io::Result<()>>,
+    work: Sender<Work>,
 }
 
 impl View {
     /// Shows a container; once.
-    pub(super) fn show(self, scene: Scene) -> io::Result<()> {
+    pub(super) fn show(&self, scene: Scene) -> io::Result<()> {
+        self.perform(move || scene.enter())?
+    }
+
+    /// Makes a network namespace that others will fill.
+    pub(super) fn make_network(&self) -> io::Result<Result<Joined, NetworkError>> {
+        self.perform(Own::make)
+    }
+
+    /// Ties the guest's cards to what is in that namespace now; once.
+    pub(super) fn tie_network(&self, own: Own) -> io::Result<Result<Joined, NetworkError>> {
+        self.perform(move || {
+            let joined = own.tie();
+            if joined.is_ok() {
+                // To have fewer needs no right.
+                let _ = jail::drop_all_but(CapabilitySet::empty());
+            }
+            joined
+        })
+    }
+
+    fn perform<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
         let gone = || io::Error::other("the first thread is gone");
-        self.scenes.send(scene).map_err(|_| gone())?;
-        self.shown.recv().map_err(|_| gone())?
+        let (tell, told) = channel();
+        // Nobody waits any more: then nobody need know.
+        let work = move || drop(tell.send(work()));
+        self.work.send(Box::new(work)).map_err(|_| gone())?;
+        told.recv().map_err(|_| gone())
     }
 }
 
 /// Does `work` on another thread while this one, the process's first, is what is seen.
 pub(super) fn beside(work: impl FnOnce(View) -> ExitCode + Send) -> ExitCode {
-    let (scenes, waiting) = sync_channel::<Scene>(0);
-    let (tell, shown) = sync_channel(1);
+    let (view, told) = channel::<Work>();
     thread::scope(|scope| {
         let name = thread::Builder::new().name("monitor".to_owned());
-        let worker = name.spawn_scoped(scope, || work(View { scenes, shown }));
-        if let Ok(scene) = waiting.recv() {
-            // Nobody waits any more: then nobody need know.
-            let _ = tell.send(scene.enter());
+        let worker = name.spawn_scoped(scope, || work(View { work: view }));
+        while let Ok(work) = told.recv() {
+            work();
         }
         match worker {
             // A panic has ended the process.

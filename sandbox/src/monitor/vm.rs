@@ -23,13 +23,14 @@ use hull_vmm::virtio::net::{Offloads, Tap};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::console::{BootLog, Tail};
-use crate::network::Joined;
+use crate::network::{JoinError, Joined};
 use crate::plan::PlannedVm;
 use crate::rootfs::SharedDirectory;
 use crate::sys;
 use crate::template::Template;
 
 use super::guest::{Guest, SnapshotError};
+use super::view::View;
 use super::{OpenError, forward};
 
 /// Lines of the console that are shown when a guest fails.
@@ -100,6 +101,8 @@ pub(super) struct Vm {
     dial: Sender<UnixStream>,
     /// What the guest is to know of its cards, and what ties them to the host's interfaces.
     network: Joined,
+    /// Where its network will be found, if it comes later.
+    view: Option<View>,
 }
 
 /// Until somebody dials in, a thread turns the machine's end into a closed stream; dropping this
@@ -205,6 +208,7 @@ impl Vm {
             console,
             dial,
             network,
+            view: None,
         };
         Ok((vm, streams))
     }
@@ -216,9 +220,17 @@ impl Vm {
         watch(&self.machine, self.dial.clone()).map_err(VmError::Watch)
     }
 
-    /// The interfaces that the guest is to have.
+    /// The interfaces that the guest is to have from the start.
     pub(super) fn interfaces(&self) -> &[Interface] {
-        &self.network.interfaces
+        match self.network.own {
+            Some(_) => &[],
+            None => &self.network.interfaces,
+        }
+    }
+
+    /// Has the guest's network be found where `view` made a place for it, if it did.
+    pub(super) fn await_network(&mut self, view: Option<&View>) {
+        self.view = view.filter(|_| self.network.own.is_some()).cloned();
     }
 
     /// Has the guest's own ports be reached from its network namespace's.
@@ -292,6 +304,19 @@ impl Guest for Vm {
 
     fn fs_requests(&self) -> u64 {
         self.machine.fs_stats().map_or(0, FsStats::total)
+    }
+
+    fn find_network(&mut self) -> Option<Result<Vec<Interface>, JoinError>> {
+        let (own, view) = (self.network.own.clone()?, self.view.as_ref()?);
+        let tied = match view.tie_network(own) {
+            Ok(Ok(tied)) => tied,
+            Ok(Err(source)) => return Some(Err(JoinError::Own(source))),
+            Err(gone) => return Some(Err(JoinError::View(gone))),
+        };
+        self.network.owner = tied.owner;
+        self.network.local = tied.local;
+        self.forward();
+        Some(Ok(tied.interfaces))
     }
 
     fn observed(&self) -> Option<WorkingSet> {

@@ -11,6 +11,7 @@
 //! ```
 
 mod local;
+mod own;
 mod redirect;
 
 use std::fs::File;
@@ -30,9 +31,13 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use crate::sys;
 
 pub(crate) use local::Local;
+pub(crate) use own::Own;
 
 /// The network namespaces that are the host's own: the first process's, and this one's.
 const HOSTS_OWN: [&str; 2] = ["/proc/1/ns/net", "/proc/self/ns/net"];
+
+/// What is tried for each card.
+const NO_TAP: &str = "make a tap by /dev/net/tun (is the kernel's module tun loaded?)";
 
 /// A network namespace that can't be joined.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +53,12 @@ pub(crate) enum JoinError {
         "\"{0}\" is the host's own network namespace: a virtual machine that joined it would cut the host off"
     )]
     Hosts(PathBuf),
+    /// The container's own, which whoever made it has filled.
+    #[error("cannot join the container's own network namespace")]
+    Own(#[source] NetworkError),
+    /// Nobody can look into it.
+    #[error("cannot look into the container's own network namespace")]
+    View(#[source] io::Error),
     /// Something in it can't be read or made.
     #[error("cannot join network namespace \"{path}\"")]
     Network {
@@ -70,6 +81,8 @@ pub(crate) struct Joined {
     pub(crate) local: Option<Arc<Local>>,
     /// The taps are none.
     pub(crate) is_spare: bool,
+    /// Its namespace is filled later: until then, the interfaces are spare ones.
+    pub(crate) own: Option<Own>,
 }
 
 impl Joined {
@@ -84,15 +97,7 @@ impl Joined {
             // Something that can be waited for and never has a word.
             let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
             spare.taps.push(eventfd(0, flags)?);
-            spare.interfaces.push(Interface {
-                name: format!("spare{number}"),
-                mac: spare_mac(number),
-                // A guest's driver never takes a larger one than it has first seen.
-                mtu: u16::MAX.into(),
-                addresses: Vec::new(),
-                routes: Vec::new(),
-                neighbours: Vec::new(),
-            });
+            spare.interfaces.push(spare_interface(number));
         }
         Ok(spare)
     }
@@ -111,7 +116,21 @@ impl Joined {
             owner: self.owner.clone(),
             local: self.local.clone(),
             is_spare: self.is_spare,
+            own: self.own.clone(),
         })
+    }
+}
+
+/// What a card is until it is somebody's.
+fn spare_interface(number: u8) -> Interface {
+    Interface {
+        name: format!("spare{number}"),
+        mac: spare_mac(number),
+        // A guest's driver never takes a larger one than it has first seen.
+        mtu: u16::MAX.into(),
+        addresses: Vec::new(),
+        routes: Vec::new(),
+        neighbours: Vec::new(),
     }
 }
 
@@ -168,16 +187,30 @@ fn open(path: &Path) -> Result<File, JoinError> {
 
 /// Reads this thread's namespace and ties a tap to each of its interfaces.
 fn tie() -> Result<Joined, NetworkError> {
-    let mut route = Socket::open(Protocol::Route).map_err(failed("open a netlink socket"))?;
+    let mut route = open_route()?;
     let found = hull_netlink::read(&mut route)?;
+    let mut taps = Vec::new();
+    let mut names = Vec::new();
+    for _ in &found {
+        let (tap, name) = sys::make_tap().map_err(failed(NO_TAP))?;
+        taps.push(tap);
+        names.push(name);
+    }
+    let tied = tie_to(&names, &mut route, found)?;
+    Ok(Joined { taps, ..tied })
+}
+
+/// Ties the taps of these names to the interfaces in this thread's namespace, one each.
+fn tie_to(
+    names: &[String],
+    route: &mut Socket,
+    found: Vec<(u32, Interface)>,
+) -> Result<Joined, NetworkError> {
+    let links = hull_netlink::links(route).map_err(failed("list the interfaces"))?;
     let mut joined = Joined::default();
     let mut pairs = Vec::new();
-    for (index, interface) in found {
-        let (tap, name) = sys::make_tap().map_err(failed(
-            "make a tap by /dev/net/tun (is the kernel's module tun loaded?)",
-        ))?;
-        let links = hull_netlink::links(&mut route).map_err(failed("list the interfaces"))?;
-        let link = links.into_iter().find(|link| link.name == name);
+    for ((index, interface), name) in found.into_iter().zip(names) {
+        let link = links.iter().find(|link| link.name == *name);
         let link = link.ok_or_else(|| failed("find the tap")(io::ErrorKind::NotFound.into()))?;
         let wanted = Change {
             mtu: Some(interface.mtu),
@@ -185,9 +218,8 @@ fn tie() -> Result<Joined, NetworkError> {
             is_silent: true,
             ..Change::default()
         };
-        hull_netlink::change(&mut route, link.index, wanted).map_err(failed("bring the tap up"))?;
-        pairs.push([(index, interface.name.clone()), (link.index, name)]);
-        joined.taps.push(tap);
+        hull_netlink::change(route, link.index, wanted).map_err(failed("bring the tap up"))?;
+        pairs.push([(index, interface.name.clone()), (link.index, name.clone())]);
         joined.interfaces.push(interface);
     }
     if !pairs.is_empty() {
@@ -196,6 +228,10 @@ fn tie() -> Result<Joined, NetworkError> {
         joined.local = local::listen().ok().map(Arc::new);
     }
     Ok(joined)
+}
+
+fn open_route() -> Result<Socket, NetworkError> {
+    Socket::open(Protocol::Route).map_err(failed("open a netlink socket"))
 }
 
 /// Turns an error into one of the network's; for `map_err`.

@@ -98,6 +98,7 @@ pub(crate) fn plan(
         vm,
         root: PlannedRoot::Directory(root),
         network,
+        makes_network: facts.pod.is_none() && has_new_network(&linux),
         exports,
         spec,
         init: false,
@@ -180,13 +181,24 @@ fn shape(linux: &Linux, facts: &HostFacts) -> RunRequest {
     request.cpus = cpu
         .and_then(limits::processors)
         .map(|cpus| cpus.clamp(0.01, most));
-    // One without a path is new, and nothing is in it.
-    let namespaces = linux.namespaces().iter().flatten();
-    request.network = namespaces
-        .filter(|namespace| namespace.typ() == LinuxNamespaceType::Network)
-        .filter_map(|namespace| namespace.path().clone())
-        .find(|path| !path.as_os_str().is_empty());
+    request.network = network(linux).and_then(path).map(Path::to_owned);
     request
+}
+
+/// Whether its network namespace is one that the runtime makes. Nothing is in it then, and whoever
+/// made the bundle may put it there before the command runs.
+fn has_new_network(linux: &Linux) -> bool {
+    network(linux).is_some_and(|namespace| path(namespace).is_none())
+}
+
+fn network(linux: &Linux) -> Option<&LinuxNamespace> {
+    let mut namespaces = linux.namespaces().iter().flatten();
+    namespaces.find(|namespace| namespace.typ() == LinuxNamespaceType::Network)
+}
+
+fn path(namespace: &LinuxNamespace) -> Option<&Path> {
+    let path = namespace.path().as_deref();
+    path.filter(|path| !path.as_os_str().is_empty())
 }
 
 fn linux(asked: &Linux, facts: &HostFacts) -> Result<Linux, PlanError> {
@@ -487,18 +499,17 @@ mod tests {
     #[test]
     fn the_network_namespace_is_joined_if_it_is_there_already() {
         let network = |namespaces: Value| {
-            planned(|config| config["linux"]["namespaces"] = namespaces)
-                .unwrap()
-                .network
+            let plan = planned(|config| config["linux"]["namespaces"] = namespaces).unwrap();
+            (plan.network, plan.makes_network)
         };
         let named = json!([{"type": "pid", "path": "/p"}, {"type": "network", "path": "/run/x"}]);
-        assert_eq!(network(named), Some("/run/x".into()));
+        assert_eq!(network(named), (Some("/run/x".into()), false));
+        assert_eq!(network(json!([])), (None, false));
         for new in [
-            json!([]),
             json!([{"type": "network"}]),
             json!([{"type": "network", "path": ""}]),
         ] {
-            assert_eq!(network(new), None);
+            assert_eq!(network(new), (None, true));
         }
     }
 

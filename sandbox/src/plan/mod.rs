@@ -203,6 +203,7 @@ pub(crate) fn plan(
         labels: labels(request, config),
         root,
         network: request.network.clone(),
+        makes_network: false,
         exports,
         spec,
         init: request.init,

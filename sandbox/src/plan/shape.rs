@@ -35,6 +35,9 @@ pub struct Plan {
     /// there is no network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<PathBuf>,
+    /// It has a network namespace of its own, that others fill until its command is released.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub makes_network: bool,
     /// What else of the host is shared with the guest.
     pub exports: Vec<Export>,
     /// The container as the agent creates it, with paths as the guest sees them.

@@ -144,6 +144,7 @@ fn subject(request: &Request) -> Option<&String> {
         Request::Setup(_)
         | Request::Settle
         | Request::StandStill
+        | Request::Network { .. }
         | Request::GoOn { .. }
         | Request::Shutdown
         | Request::Ping

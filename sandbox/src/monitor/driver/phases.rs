@@ -9,6 +9,7 @@
 
 use std::time::{Duration, Instant};
 
+use hull_proto::Frame;
 use jiff::Timestamp;
 
 use crate::control::{Reply, Report};
@@ -16,7 +17,8 @@ use crate::plan::Plan;
 use crate::state::{Phase, Running};
 use crate::store::{Entry, StoreError};
 
-use super::super::client::{Client, Role};
+use super::super::chain;
+use super::super::client::{Client, Role, Then};
 use super::Driver;
 
 /// What is said of the running container on disk.
@@ -112,6 +114,26 @@ impl Driver<'_> {
         self.record.running.phase
     }
 
+    /// The command is to run, with the network that is there by now.
+    pub(super) fn release(&mut self, client: &mut Client) {
+        match self.guest.find_network() {
+            None => {
+                self.let_go();
+                client.role = Role::Releasing;
+            }
+            Some(Ok(interfaces)) => {
+                let request = hull_proto::Request::Network { interfaces };
+                self.question_then(client, &request, Then::Go);
+            }
+            Some(Err(error)) => client.refuse(&chain(&error).join(": ")),
+        }
+    }
+
+    /// Has the agent let the command run.
+    pub(super) fn let_go(&mut self) {
+        self.agent.send_frame(&Frame::Go);
+    }
+
     /// The command runs: whoever asked for it is told.
     pub(super) fn released(&mut self) {
         self.record.running.started_at = Timestamp::now();
@@ -140,7 +162,7 @@ impl Driver<'_> {
             let frozen = to == Phase::Paused;
             let id = self.plan.id.clone();
             let request = hull_proto::Request::Freeze { id, frozen };
-            self.question_then(client, &request, Some(to));
+            self.question_then(client, &request, Then::Enter(to));
             self.frozen = frozen;
             return;
         }

@@ -17,7 +17,7 @@ use crate::control::{self, Reply};
 use crate::state::Phase;
 
 use super::super::boot::Agent;
-use super::super::client::{Client, Role};
+use super::super::client::{Client, Role, Then};
 use super::super::peer::Peer;
 use super::saving::{BUSY, Saving};
 use super::{Driver, interest};
@@ -101,15 +101,15 @@ impl Questions {
 impl Driver<'_> {
     /// Passes a client's question on.
     pub(super) fn question(&mut self, client: &mut Client, request: &hull_proto::Request) {
-        self.question_then(client, request, None);
+        self.question_then(client, request, Then::Answer);
     }
 
-    /// As [`Self::question`]; when the answer is good, the container is in phase `then`.
+    /// As [`Self::question`]; when the answer is good, `then` follows.
     pub(super) fn question_then(
         &mut self,
         client: &mut Client,
         request: &hull_proto::Request,
-        then: Option<Phase>,
+        then: Then,
     ) {
         if self.phase() == Phase::Paused && !self.frozen {
             return client.refuse("the container is paused: its guest can't answer");
@@ -160,11 +160,19 @@ impl Driver<'_> {
                 continue;
             };
             let mut reply = fitting(translated(reply));
-            if let (Reply::Ok, Some(phase)) = (&reply, then)
-                && let Err(error) = self.record.enter(phase)
-            {
-                let message = error.to_string();
-                reply = Reply::Error { message };
+            match (&reply, then) {
+                (Reply::Ok, Then::Go) => {
+                    client.role = Role::Releasing;
+                    self.let_go();
+                    continue;
+                }
+                (Reply::Ok, Then::Enter(phase)) => {
+                    if let Err(error) = self.record.enter(phase) {
+                        let message = error.to_string();
+                        reply = Reply::Error { message };
+                    }
+                }
+                _ => {}
             }
             client.reply(&reply);
         }
