@@ -24,6 +24,7 @@ use crate::identity;
 use crate::log::say;
 use crate::mounts::{self, Options};
 use crate::network;
+use crate::resolver;
 use crate::spec::Resources;
 use crate::sys;
 
@@ -109,9 +110,15 @@ impl Control {
     fn answer(&mut self, request: &Request, containers: &mut Containers) -> Wish {
         let done = match request {
             Request::Setup(setup) => self.set_up(setup).map(|()| Reply::Ok),
-            Request::Network { interfaces } if self.owns_guest => {
-                network::make_of_spares(interfaces).map(|()| Reply::Ok)
-            }
+            Request::Network {
+                interfaces,
+                resolver,
+            } if self.owns_guest => network::make_of_spares(interfaces)
+                .and_then(|()| match resolver {
+                    true => resolver::start(),
+                    false => Ok(()),
+                })
+                .map(|()| Reply::Ok),
             Request::Network { .. } => Ok(Reply::Ok),
             Request::Settle => self.settle(containers).map(|()| Reply::Ok),
             Request::Ping => Ok(Reply::Ok),

@@ -30,6 +30,7 @@ mod reaper;
 mod relay;
 mod report;
 mod resolve;
+mod resolver;
 mod rootfs;
 mod seccomp;
 mod serve;

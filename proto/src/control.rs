@@ -35,6 +35,8 @@ pub enum Request {
     Network {
         /// As in [`Setup::interfaces`].
         interfaces: Vec<Interface>,
+        /// Whether questions to [`crate::RESOLVER`] go to [`crate::RESOLVER_PORT`].
+        resolver: bool,
     },
     /// Undoes a setup whose processes have all ended, so that the guest can be saved, and copies
     /// set up. Refused by a guest that isn't whole.

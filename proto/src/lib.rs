@@ -20,6 +20,8 @@ mod frame;
 mod network;
 mod process;
 
+use std::net::Ipv4Addr;
+
 pub use cgroup::{
     CgroupStats, CpuStats, IoStats, MemoryEvents, MemoryStat, MemoryStats, PidsStats, ProcessInfo,
     ProcessPage, weight_of_shares,
@@ -36,6 +38,13 @@ pub const GENERATION: u16 = 5;
 
 /// Host vsock port that the agent dials once it can serve: its connection means "ready".
 pub const CONTROL_PORT: u32 = 1024;
+
+/// Host vsock port where the questions for the name server of a guest's network go: each message
+/// behind its length, two bytes, the higher first; so are the answers.
+pub const RESOLVER_PORT: u32 = 1026;
+
+/// Where an engine's own name server is in the network namespace that it made: Docker's address.
+pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 
 /// Guest vsock port on which the agent accepts process streams.
 pub const PROCESS_PORT: u32 = 1025;

@@ -42,6 +42,9 @@ const TOOLS: &[(&str, &str)] = &[
     ),
 ];
 
+/// The package of the suite `docker`; installed, it would change this machine's firewall.
+const DOCKER: &str = "docker.io";
+
 /// The suite that tests the emulated host itself, from outside.
 const OUTSIDE: &str = "host";
 
@@ -55,6 +58,7 @@ const HOSTS: &[&str] = &["default", "second"];
 pub(crate) fn run(suites: &[String]) -> Result<()> {
     packages::ensure(BUILD_TOOLS, &report("test"))?;
     packages::ensure(TOOLS, &report("test"))?;
+    packages::unpack(DOCKER, &report("test"))?;
     let prefix = stage::stage()?;
     if suites.is_empty() {
         eprintln!("test: unit tests, on this machine");

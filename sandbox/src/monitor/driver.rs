@@ -55,7 +55,7 @@ pub(super) enum End {
     Killed,
     /// The guest did, without a word of the process.
     Guest(String),
-    /// Its command could not be executed when it was released.
+    /// Its command could not run when it was released.
     Refused(Failure),
 }
 
@@ -82,6 +82,8 @@ pub(super) struct Driver<'a> {
     /// Processes of the container that were killed for want of memory.
     oom_kills: u32,
     record: Record,
+    /// Why the command that was to be released will never run.
+    unfit: Option<Failure>,
     jail: Vec<String>,
     kill_grace: Duration,
     /// A checkpoint in the making.
@@ -150,6 +152,7 @@ impl<'a> Driver<'a> {
             guest_pid: parts.started.guest_pid,
             oom_kills: parts.carried.oom_kills,
             record: parts.record,
+            unfit: None,
             jail: parts.jail,
             kill_grace: parts.kill_grace,
             saving: None,
@@ -193,6 +196,9 @@ impl<'a> Driver<'a> {
                 self.answers();
             }
             self.serve_clients();
+            if let Some(failure) = self.unfit.take() {
+                return Ok(End::Refused(failure));
+            }
             if ready.listener {
                 self.accept();
             }

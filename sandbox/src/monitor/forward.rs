@@ -1,11 +1,15 @@
-//! Ports of the guest's own address, for who connects to the network namespace's.
+//! Ports of the guest's own address, for who connects to the network namespace's; and the other
+//! way round, the namespace's name server for the guest.
 //!
-//! Owns: a thread that waits for them, and one each. Refuses more than a few at a time.
+//! Owns: a thread that waits for them, and one each; two for names. Refuses more than a few at a
+//! time.
 
-use std::io;
+use std::io::{self, Read, Write};
+use std::net::UdpSocket;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 use std::thread;
 
 use hull_proto::{Frame, PROCESS_PORT, Spawn};
@@ -44,6 +48,50 @@ pub(super) fn start(local: Arc<Local>, guest: Connector) {
         }
     };
     let _ = spawn("forwards", serve);
+}
+
+/// Passes the questions of the guest that `asking` brings on to `server`, and its answers back.
+/// What either says is the other's to judge.
+pub(super) fn answer(server: UdpSocket, asking: Receiver<UnixStream>) {
+    let serve = move || {
+        // Without a guest that asks there is nothing to do.
+        let Ok(guest) = asking.recv() else { return };
+        let pair = guest
+            .try_clone()
+            .and_then(|back| Ok((back, server.try_clone()?)));
+        let Ok((back, answers)) = pair else { return };
+        if guest.set_nonblocking(false).is_ok()
+            && spawn("answers", move || drop(pass_answers(&answers, &back))).is_ok()
+        {
+            let _ = pass_questions(&guest, &server);
+        }
+    };
+    let _ = spawn("questions", serve);
+}
+
+fn pass_questions(mut guest: &UnixStream, server: &UdpSocket) -> io::Result<()> {
+    let mut message = vec![0; usize::from(u16::MAX)];
+    loop {
+        let mut size = [0; 2];
+        guest.read_exact(&mut size)?;
+        let message = &mut message[..usize::from(u16::from_be_bytes(size))];
+        guest.read_exact(message)?;
+        // One that doesn't arrive is asked again.
+        let _ = server.send(message);
+    }
+}
+
+fn pass_answers(server: &UdpSocket, mut guest: &UnixStream) -> io::Result<()> {
+    let mut message = vec![0; 2 + usize::from(u16::MAX)];
+    loop {
+        let length = match server.recv(&mut message[2..]) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
+            received => received?,
+        };
+        let size = u16::try_from(length).unwrap_or(u16::MAX);
+        message[..2].copy_from_slice(&size.to_be_bytes());
+        guest.write_all(&message[..2 + length])?;
+    }
 }
 
 /// The next one that comes. Where there are no more descriptors, one is hung up on for want of a

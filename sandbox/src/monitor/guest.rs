@@ -4,7 +4,6 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 
-use hull_proto::Interface;
 use hull_vmm::machine::{MachineState, SaveError};
 use hull_vmm::memory::{MemoryImage, WorkingSet};
 
@@ -36,9 +35,9 @@ pub(super) trait Guest {
     fn fs_requests(&self) -> u64 {
         0
     }
-    /// Ties it to the network that has come since it was built, if one was to come: the
-    /// interfaces that it is to make.
-    fn find_network(&mut self) -> Option<Result<Vec<Interface>, JoinError>> {
+    /// Ties it to the network that has come since it was built, if one was to come: what its
+    /// agent is to be asked for.
+    fn find_network(&mut self) -> Option<Result<hull_proto::Request, JoinError>> {
         None
     }
     /// What a copy of a template that nobody has learnt from touched up to now.

@@ -11,7 +11,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use hull_proto::{CONTROL_PORT, GUEST_CID, Interface, SHARES_TAG};
+use hull_proto::{CONTROL_PORT, GUEST_CID, Interface, RESOLVER_PORT, Request, SHARES_TAG};
 use hull_vmm::machine::{BuildError, Host, Machine, MachineState, SaveError};
 use hull_vmm::memory::{MemoryImage, WorkingSet};
 use hull_vmm::outcome::VmExit;
@@ -103,6 +103,8 @@ pub(super) struct Vm {
     network: Joined,
     /// Where its network will be found, if it comes later.
     view: Option<View>,
+    /// Who asks for the name server of that.
+    asking: Receiver<UnixStream>,
 }
 
 /// Until somebody dials in, a thread turns the machine's end into a closed stream; dropping this
@@ -180,6 +182,10 @@ impl Vm {
             fs_limits: FsLimits::default(),
             vsock_ports: BTreeMap::from([(CONTROL_PORT, dial.clone())]),
         };
+        let (ask, asking) = mpsc::channel();
+        if network.own.is_some() {
+            host.vsock_ports.insert(RESOLVER_PORT, ask);
+        }
         if let Source::GoOn(_, port) = &source {
             host.vsock_ports.insert(*port, dial.clone());
         }
@@ -209,6 +215,7 @@ impl Vm {
             dial,
             network,
             view: None,
+            asking,
         };
         Ok((vm, streams))
     }
@@ -306,7 +313,7 @@ impl Guest for Vm {
         self.machine.fs_stats().map_or(0, FsStats::total)
     }
 
-    fn find_network(&mut self) -> Option<Result<Vec<Interface>, JoinError>> {
+    fn find_network(&mut self) -> Option<Result<Request, JoinError>> {
         let (own, view) = (self.network.own.clone()?, self.view.as_ref()?);
         let tied = match view.tie_network(own) {
             Ok(Ok(tied)) => tied,
@@ -316,7 +323,17 @@ impl Guest for Vm {
         self.network.owner = tied.owner;
         self.network.local = tied.local;
         self.forward();
-        Some(Ok(tied.interfaces))
+        let (_, none) = mpsc::channel();
+        let asking = std::mem::replace(&mut self.asking, none);
+        let resolver = tied.resolver.is_some();
+        if let Some(server) = tied.resolver {
+            forward::answer(server, asking);
+        }
+        let interfaces = tied.interfaces;
+        Some(Ok(Request::Network {
+            interfaces,
+            resolver,
+        }))
     }
 
     fn observed(&self) -> Option<WorkingSet> {

@@ -16,6 +16,7 @@ mod redirect;
 
 use std::fs::File;
 use std::io;
+use std::net::UdpSocket;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -79,6 +80,8 @@ pub(crate) struct Joined {
     pub(crate) owner: Option<Arc<Socket>>,
     /// Who connects to the namespace's own `localhost`, on behalf of the guest's.
     pub(crate) local: Option<Arc<Local>>,
+    /// The engine's name server in it, where it has one.
+    pub(crate) resolver: Option<UdpSocket>,
     /// The taps are none.
     pub(crate) is_spare: bool,
     /// Its namespace is filled later: until then, the interfaces are spare ones.
@@ -115,6 +118,8 @@ impl Joined {
             taps: taps?,
             owner: self.owner.clone(),
             local: self.local.clone(),
+            // Found when it is tied, and there is no other try then.
+            resolver: None,
             is_spare: self.is_spare,
             own: self.own.clone(),
         })

@@ -1,9 +1,15 @@
 //! A network namespace of the container's own, empty when its VM is built, that whoever made the
 //! container fills before its command runs: Docker, by a hook or between `create` and `start`.
 //!
-//! Owns: the cards that wait for it. Refuses: more interfaces than there are cards.
+//! Owns: the cards that wait for it, and the way to a name server in it. Refuses: more interfaces
+//! than there are cards.
 
-use hull_netlink::NetworkError;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use hull_netlink::{Change, NetworkError};
+use hull_proto::RESOLVER;
 use rustix::thread::UnshareFlags;
 
 use super::{Joined, NO_TAP, failed, open_route, spare_interface, tie_to};
@@ -11,6 +17,9 @@ use crate::sys;
 
 /// Cards of a guest whose network comes later: a machine gets no more while it runs.
 const CARDS: u8 = 2;
+
+/// What a name server on the loopback may take to be met.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What waits in the namespace.
 #[derive(Debug, Clone, Default)]
@@ -25,6 +34,7 @@ impl Own {
     /// Has this thread stand in a new namespace, with cards for what will be there.
     pub(crate) fn make() -> Result<Joined, NetworkError> {
         sys::unshare(UnshareFlags::NEWNET).map_err(failed("make a network namespace"))?;
+        loopback_up()?;
         let mut joined = Joined::default();
         let mut own = Self {
             lacks: format!("a virtual machine has {CARDS} cards for them"),
@@ -58,6 +68,33 @@ impl Own {
                 format!("{count} interfaces came when the virtual machine was there: {lacks}");
             return Err(NetworkError::Refused(why));
         }
-        tie_to(&self.taps, &mut route, found)
+        // Before the loopback's connections are turned to the guest's.
+        let resolver = resolver().ok();
+        let tied = tie_to(&self.taps, &mut route, found)?;
+        Ok(Joined { resolver, ..tied })
     }
+}
+
+/// As every runtime leaves a namespace of its own making.
+fn loopback_up() -> Result<(), NetworkError> {
+    let mut route = open_route()?;
+    let links = hull_netlink::links(&mut route).map_err(failed("list the interfaces"))?;
+    let up = Change {
+        up: true,
+        ..Change::default()
+    };
+    for link in links.iter().filter(|link| link.is_loopback) {
+        hull_netlink::change(&mut route, link.index, up)
+            .map_err(failed("bring up the loopback"))?;
+    }
+    Ok(())
+}
+
+/// The way to the engine's name server, if there is one.
+fn resolver() -> io::Result<UdpSocket> {
+    let address = SocketAddr::from((RESOLVER, 53));
+    TcpStream::connect_timeout(&address, PATIENCE)?;
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    socket.connect(address)?;
+    Ok(socket)
 }

@@ -7,7 +7,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 /// Runs OCI bundles, each in its own micro-VM. Of a flag that is given more than once, the last
 /// counts: wrappers go before what engines say.
 #[derive(Debug, Parser)]
-#[command(name = "hull-oci", disable_version_flag = true, args_override_self = true)]
+#[command(
+    name = "hull-oci",
+    disable_version_flag = true,
+    args_override_self = true
+)]
 pub(crate) struct HullOci {
     #[command(flatten)]
     pub(crate) global: Global,

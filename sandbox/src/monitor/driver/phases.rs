@@ -9,7 +9,7 @@
 
 use std::time::{Duration, Instant};
 
-use hull_proto::Frame;
+use hull_proto::{Failure, FailureKind, Frame};
 use jiff::Timestamp;
 
 use crate::control::{Reply, Report};
@@ -121,12 +121,18 @@ impl Driver<'_> {
                 self.let_go();
                 client.role = Role::Releasing;
             }
-            Some(Ok(interfaces)) => {
-                let request = hull_proto::Request::Network { interfaces };
-                self.question_then(client, &request, Then::Go);
+            Some(Ok(request)) => self.question_then(client, &request, Then::Go),
+            Some(Err(error)) => {
+                client.role = Role::Releasing;
+                self.cannot_run(chain(&error).join(": "));
             }
-            Some(Err(error)) => client.refuse(&chain(&error).join(": ")),
         }
+    }
+
+    /// Ends the container before its command runs: its engine takes a start that failed for that.
+    pub(super) fn cannot_run(&mut self, message: String) {
+        let kind = FailureKind::Internal;
+        self.unfit = Some(Failure { kind, message });
     }
 
     /// Has the agent let the command run.

@@ -166,6 +166,11 @@ impl Driver<'_> {
                     self.let_go();
                     continue;
                 }
+                (Reply::Error { message }, Then::Go) => {
+                    client.role = Role::Releasing;
+                    self.cannot_run(message.clone());
+                    continue;
+                }
                 (Reply::Ok, Then::Enter(phase)) => {
                     if let Err(error) = self.record.enter(phase) {
                         let message = error.to_string();
