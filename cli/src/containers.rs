@@ -70,7 +70,7 @@ fn row(container: &Container, status: &Status, now: Timestamp, whole: bool) -> R
     let image = match (&plan.image, &plan.root) {
         (Some(image), _) => image.reference.clone(),
         (None, PlannedRoot::Directory(path)) => path.display().to_string(),
-        (None, PlannedRoot::Overlay(_)) => String::new(),
+        (None, PlannedRoot::Layers(_)) => String::new(),
     };
     let labels: Vec<String> = plan
         .labels

@@ -44,6 +44,7 @@ pub(crate) fn run_request(args: &RunArgs, env: Vec<Variable>, root: Root) -> Run
     request.cpus = args.cpus;
     // Docker's 0 is "no limit", which a machine cannot have: its default is meant.
     request.memory_bytes = args.memory.filter(|&bytes| bytes > 0);
+    request.scratch_bytes = args.storage_opt.last().copied();
     request.pids_limit = args.limits.pids_limit;
     request.cap_add.clone_from(&args.limits.cap_add);
     request.cap_drop.clone_from(&args.limits.cap_drop);

@@ -15,6 +15,7 @@ const COLUMNS: &[Column] = &[
     ("CPUS", "CPUs"),
     ("MEMORY", "Memory"),
     ("CARDS", "Cards"),
+    ("DISK", "Disk"),
     ("SIZE", "Size"),
     ("KERNEL", "Kernel"),
     ("USED", "UsedSince"),
@@ -45,6 +46,10 @@ fn list(engine: &Engine, args: &TemplateLsArgs) -> anyhow::Result<u8> {
 
 fn row(template: &TemplateInfo, now: Timestamp) -> Row {
     let used = format::age(now.duration_since(template.used_at));
+    let disk = match template.scratch_bytes {
+        0 => "none".to_owned(),
+        bytes => format!("{}MiB", bytes >> 20),
+    };
     let mut row = Row::new();
     for (field, value) in [
         ("ID", json!(template.name)),
@@ -54,6 +59,7 @@ fn row(template: &TemplateInfo, now: Timestamp) -> Row {
             json!(format!("{}MiB", template.memory_bytes >> 20)),
         ),
         ("Cards", json!(template.cards)),
+        ("Disk", json!(disk)),
         ("Size", json!(format::size(template.size_bytes))),
         ("Kernel", json!(template.kernel)),
         ("CreatedAt", json!(template.created_at.to_string())),

@@ -3,8 +3,7 @@
 //! Owns: the hello, and doing and answering each request. Refuses: nothing quietly; a request
 //! that fails is answered with a sentence.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use hull_proto::{
@@ -25,6 +24,7 @@ use crate::log::say;
 use crate::mounts::{self, Options};
 use crate::network;
 use crate::resolver;
+use crate::scratch;
 use crate::spec::Resources;
 use crate::sys;
 
@@ -143,6 +143,7 @@ impl Control {
                 })
                 .and_then(|()| containers.go_on())
                 .map(|()| Reply::Ok),
+            Request::PutAway => scratch::put_away().map(|()| Reply::Ok),
             Request::Shutdown => {
                 self.end_processes();
                 Ok(Reply::Ok)
@@ -170,6 +171,9 @@ impl Control {
         if setup.shares {
             mount_shares()?;
         }
+        if let Some(scratch) = &setup.scratch {
+            scratch::mount(scratch)?;
+        }
         if let Some(size) = setup.shared_memory_bytes {
             mount_shared_memory(size)?;
         }
@@ -186,6 +190,7 @@ impl Control {
             return Err(Fault::refused("a container is still there"));
         }
         if self.owns_guest {
+            scratch::unmount()?;
             match rustix::mount::unmount(SHARES_DIR, UnmountFlags::empty()) {
                 // There was no setup.
                 Ok(()) | Err(Errno::NOENT | Errno::INVAL) => {}
@@ -220,26 +225,13 @@ impl Control {
 }
 
 fn mount_shares() -> Result<(), Fault> {
-    mount("virtiofs", SHARES_TAG, &Options::default(), SHARES_DIR)
+    mounts::place("virtiofs", SHARES_TAG, &Options::default(), SHARES_DIR)
 }
 
 fn mount_shared_memory(size: u64) -> Result<(), Fault> {
     let size = format!("size={size}");
     let options = Options::parse(&["nosuid", "noexec", "nodev", "mode=1777", size.as_str()]);
-    mount("tmpfs", "shm", &options, SHARED_MEMORY_DIR)
-}
-
-fn mount(kind: &str, source: &str, options: &Options, target: &str) -> Result<(), Fault> {
-    let what = || format!("cannot mount {kind} {source:?} at {target}");
-    std::fs::create_dir_all(target).or_internal(what)?;
-    let new = mounts::new_file_system(kind, source, options).or_internal(what)?;
-    let target = rustix::fs::open(
-        Path::new(target),
-        rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
-        rustix::fs::Mode::empty(),
-    )
-    .or_internal(what)?;
-    mounts::attach(new.as_fd(), target.as_fd()).or_internal(what)
+    mounts::place("tmpfs", "shm", &options, SHARED_MEMORY_DIR)
 }
 
 /// Reaps until there is no process left but this one, for a limited time: one may hang in the

@@ -32,6 +32,7 @@ mod report;
 mod resolve;
 mod resolver;
 mod rootfs;
+mod scratch;
 mod seccomp;
 mod serve;
 mod session;

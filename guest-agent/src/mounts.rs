@@ -7,13 +7,14 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
+use crate::fault::{Fault, Tried};
 use crate::sys::{self, MountAttributes};
 
 const RDONLY: u64 = 0x1;
@@ -159,6 +160,24 @@ pub(crate) fn new_file_system(
     )?;
     dress(mount.as_fd(), options)?;
     Ok(mount)
+}
+
+/// Mounts a new file system of the guest's own at `target`, a directory that is made.
+///
+/// # Errors
+/// What the kernel refuses.
+pub(crate) fn place(
+    kind: &str,
+    source: &str,
+    options: &Options,
+    target: &str,
+) -> Result<(), Fault> {
+    let what = || format!("cannot mount {kind} {source:?} at {target}");
+    std::fs::create_dir_all(target).or_internal(what)?;
+    let new = new_file_system(kind, source, options).or_internal(what)?;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let target = rustix::fs::open(target, flags, Mode::empty()).or_internal(what)?;
+    attach(new.as_fd(), target.as_fd()).or_internal(what)
 }
 
 /// A copy of the mount at `source` (and of those below it), attached nowhere yet.

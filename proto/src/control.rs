@@ -48,6 +48,8 @@ pub enum Request {
         /// Who the guest is from here on; the one it was if there is none.
         identity: Option<Identity>,
     },
+    /// Has all that was written to the scratch disk be on it, and nothing written to it any more.
+    PutAway,
     /// Ends every process (SIGTERM is the caller's business), syncs and stops the guest.
     Shutdown,
     /// Asks for nothing but an answer.
@@ -96,12 +98,24 @@ pub struct Setup {
     pub entropy: [u8; 32],
     /// Whether the shares device is to be mounted at [`crate::SHARES_DIR`].
     pub shares: bool,
+    /// The scratch disk, if a container's root is to be on one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scratch: Option<Scratch>,
     /// The network cards beside the loopback, by [`crate::MAX_INTERFACES`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub interfaces: Vec<Interface>,
     /// The size of what is to be at [`crate::SHARED_MEMORY_DIR`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shared_memory_bytes: Option<u64>,
+}
+
+/// A disk of the guest's own, over the layers of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scratch {
+    /// The share that shows the layers.
+    pub layers: String,
+    /// Whether what programs have synced must outlive the host's loss of power.
+    pub durable: bool,
 }
 
 /// What makes a guest that went on from a saved one different from it.
@@ -209,6 +223,10 @@ mod tests {
             realtime_ns: u64::MAX,
             entropy: [7; 32],
             shares: true,
+            scratch: Some(Scratch {
+                layers: "root".into(),
+                durable: true,
+            }),
             interfaces: Vec::new(),
             shared_memory_bytes: None,
         });
@@ -265,6 +283,10 @@ mod tests {
                 realtime_ns: u64::MAX,
                 entropy: [255; 32],
                 shares: true,
+                scratch: Some(Scratch {
+                    layers: "root".into(),
+                    durable: true,
+                }),
                 interfaces: interfaces.clone(),
                 shared_memory_bytes: Some(u64::MAX),
             });

@@ -26,7 +26,9 @@ pub use cgroup::{
     CgroupStats, CpuStats, IoStats, MemoryEvents, MemoryStat, MemoryStats, PidsStats, ProcessInfo,
     ProcessPage, weight_of_shares,
 };
-pub use control::{ControlError, Hello, Identity, LineDecoder, Reply, Request, Setup, encode_line};
+pub use control::{
+    ControlError, Hello, Identity, LineDecoder, Reply, Request, Scratch, Setup, encode_line,
+};
 pub use frame::{Decoder, Frame, FrameError, encode};
 pub use network::{
     Address, Interface, MAX_INTERFACES, MAX_NETWORK_ENTRIES, Neighbour, Route, spare_mac,
@@ -58,6 +60,21 @@ pub const SHARES_TAG: &str = "hull";
 /// Where the agent mounts that device in the guest; OCI specs sent to the agent name the
 /// container's root and the sources of bind mounts by paths below it.
 pub const SHARES_DIR: &str = "/run/hull/shares";
+
+/// The one disk of a guest, by its place among the devices.
+pub const SCRATCH_DEVICE: &str = "/dev/vda";
+
+/// Where the agent mounts that disk, on which [`SCRATCH_UPPER`] and [`SCRATCH_WORK`] are there.
+pub const SCRATCH_DIR: &str = "/run/hull/scratch";
+
+/// The directory of the disk that holds what was written over the image.
+pub const SCRATCH_UPPER: &str = "upper";
+
+/// The directory of the disk that is overlayfs's own.
+pub const SCRATCH_WORK: &str = "work";
+
+/// Where the agent mounts the image's layers with the scratch disk over them: a container's root.
+pub const LAYERED_ROOT_DIR: &str = "/run/hull/root";
 
 /// Where the agent keeps the memory that a pod's containers share (`/dev/shm`), if
 /// [`Setup::shared_memory_bytes`] asks for it.

@@ -10,7 +10,7 @@ use rustix::fs::{Access, access};
 use serde::Serialize;
 
 use crate::settings::Settings;
-use crate::{cgroup, rootfs, sys};
+use crate::{cgroup, rootfs, scratch, sys};
 
 /// First bytes of an ELF image.
 const ELF: [u8; 4] = *b"\x7fELF";
@@ -75,6 +75,7 @@ pub fn examine(settings: &Settings) -> Vec<Finding> {
         kernel(&assets.kernel),
         part("first root", &assets.initrd),
         overlay(),
+        scratch(),
         directory("state directory", &settings.state_dir, true),
         directory("run directory", &settings.run_dir, false),
         memory(settings),
@@ -181,6 +182,20 @@ fn overlay() -> Finding {
     }
 }
 
+/// What gives a container of an image its disk.
+fn scratch() -> Finding {
+    let subject = "scratch disks";
+    match scratch::tool() {
+        Some(tool) => good(subject, format!("made by {}", tool.display())),
+        None => wrong(
+            Health::Broken,
+            subject,
+            "mke2fs, which makes their file systems, is missing",
+            scratch::TOOL_REMEDY,
+        ),
+    }
+}
+
 /// A directory that Hull makes when it is first needed: what counts is where it will be.
 fn directory(subject: &str, path: &Path, holds_layers: bool) -> Finding {
     let Some(place) = path.ancestors().find(|place| place.exists()) else {
@@ -202,7 +217,7 @@ fn directory(subject: &str, path: &Path, holds_layers: bool) -> Finding {
             Health::Broken,
             subject,
             format!(
-                "{} lies on {kind}, which can't hold a container's layer",
+                "{} lies on {kind}, which can't hold an image's layers",
                 path.display()
             ),
             rootfs::FIT_FOR_LAYERS,

@@ -16,6 +16,7 @@ use crate::exit::CODE_HULL_FAILED;
 use crate::launch::{self, StartFailure};
 use crate::plan::{self, HostFacts, Identity, PlanError, PodFacts};
 use crate::request::{BundleRequest, Root, RunRequest, VolumeSource};
+use crate::scratch::ScratchError;
 use crate::settings::Settings;
 use crate::state::{Running, Status};
 use crate::store::{Entry, Store, StoreError};
@@ -72,6 +73,9 @@ pub enum EngineError {
     /// A template can't be had.
     #[error(transparent)]
     Template(#[from] TemplateError),
+    /// A scratch disk can't be had.
+    #[error(transparent)]
+    Scratch(#[from] ScratchError),
     /// A checkpoint can't be taken or gone on from.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -130,6 +134,9 @@ impl Engine {
     pub fn create(&self, request: &RunRequest) -> Result<Container, EngineError> {
         self.clear_passing();
         let facts = facts(request)?;
+        if matches!(request.root, Root::Image(_)) {
+            plan::scratch(request.scratch_bytes, &self.settings)?.prepare()?;
+        }
         self.make(None, request.name.as_deref(), |identity| {
             plan::plan(request, identity, &self.settings, &facts)
         })
@@ -314,6 +321,9 @@ impl Engine {
         let mut request = RunRequest::new(Root::Directory("/".into()));
         (request.cpus, request.memory_bytes) = (cpus, memory_bytes);
         let mut vm = plan::machine(&request, &self.settings, &facts(&request)?)?;
+        let scratch = plan::scratch(None, &self.settings)?;
+        scratch.prepare()?;
+        vm.scratch = Some(scratch);
         vm.templates = Some(self.settings.state_dir.join(template::DIRECTORY));
         let monitor = &self.settings.assets.monitor;
         let built = launch::build_template(monitor, &vm).map_err(|source| EngineError::Host {

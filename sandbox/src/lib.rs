@@ -30,6 +30,7 @@ mod request;
 mod resources;
 mod rootfs;
 mod rotate;
+mod scratch;
 mod settings;
 mod signal;
 mod state;
@@ -49,12 +50,13 @@ pub use launch::StartFailure;
 pub use logs::{LogEntry, LogOptions, LogReader};
 pub use plan::{
     Export, ExportSource, HostFacts, Identity, MIN_MEMORY_BYTES, Plan, PlanError, PlannedCgroup,
-    PlannedImage, PlannedRoot, PlannedVm, PodFacts,
+    PlannedImage, PlannedRoot, PlannedScratch, PlannedVm, PodFacts,
 };
 pub use processes::{PS_HEADINGS, ps_row};
 pub use request::{
     BundleRequest, ExecRequest, Image, Root, RunRequest, Tmpfs, Ulimit, Volume, VolumeSource,
 };
+pub use scratch::ScratchError;
 pub use settings::{Assets, Defaults, Registries, Settings, SettingsError};
 pub use signal::{SignalError, parse_signal, signal_name};
 pub use state::{ExitRecord, Phase, Running, Status};

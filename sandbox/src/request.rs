@@ -47,6 +47,9 @@ pub struct RunRequest {
     pub cpus: Option<f64>,
     /// The guest's memory in bytes; the settings' default when absent.
     pub memory_bytes: Option<u64>,
+    /// The size in bytes of the disk that holds what the container writes over its image; the
+    /// settings' default when absent.
+    pub scratch_bytes: Option<u64>,
     /// Most processes the container may have.
     pub pids_limit: Option<i64>,
     /// Capabilities beside the default ones, with or without `CAP_`, or `ALL`.
@@ -98,6 +101,7 @@ impl RunRequest {
             read_only: false,
             cpus: None,
             memory_bytes: None,
+            scratch_bytes: None,
             pids_limit: None,
             cap_add: Vec::new(),
             cap_drop: Vec::new(),
@@ -140,7 +144,7 @@ pub enum Root {
 }
 
 /// An image as it lies unpacked on this host.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Image {
     /// What the person asked for, for `ps` and `inspect`.
     pub reference: String,

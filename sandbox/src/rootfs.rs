@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! RUN/mnt            a tmpfs, only in this namespace
-//!   root             overlay: image layers below, the container's own layer above
+//!   root             overlay of the image's layers, read-only
 //!   v1/file          one file of the host, alone
 //! ```
 //!
@@ -22,16 +22,16 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags, statfs};
 use rustix::mount::{MountFlags, mount, mount_bind_recursive, mount_remount};
 
-pub(crate) use copy::copy_whole;
+pub(crate) use copy::{copy_content, copy_whole};
 
 use crate::names;
 use crate::plan::{Export, ExportSource, FILE_NAME, Plan, PlannedRoot};
 use crate::store::Entry;
 use crate::sys;
 
-/// File systems that can't hold an overlay's writable layer, by the magic number that statfs(2)
+/// File systems that can't hold an image's layers, by the magic number that statfs(2)
 /// gives (linux/magic.h).
-const NO_UPPER: [(i64, &str); 5] = [
+const NO_LAYERS: [(i64, &str); 5] = [
     (0x794c_7630, "overlay"),
     (0x6969, "nfs"),
     (0x0102_1997, "9p"),
@@ -43,10 +43,10 @@ const NO_UPPER: [(i64, &str); 5] = [
 pub(crate) const FIT_FOR_LAYERS: &str =
     "set state_dir in the settings to a place on ext4, xfs, btrfs or tmpfs";
 
-/// The kind of file system that `path` lies on, if an overlay's writable layer can't.
+/// The kind of file system that `path` lies on, if layers can't.
 pub(crate) fn unfit_for_layers(path: &Path) -> Option<&'static str> {
     let magic = statfs(path).ok()?.f_type;
-    let unfit = NO_UPPER.iter().find(|(known, _)| *known == magic);
+    let unfit = NO_LAYERS.iter().find(|(known, _)| *known == magic);
     unfit.map(|(_, kind)| *kind)
 }
 
@@ -66,22 +66,12 @@ pub(crate) enum RootfsError {
     /// The namespace could not be had.
     #[error("cannot enter a mount namespace of its own")]
     Namespace(#[source] io::Error),
-    /// The container's own layer can't lie where it does.
-    #[error(
-        "cannot mount an overlay: \"{path}\" lies on {kind}, which can't hold a container's layer; {FIT_FOR_LAYERS}"
-    )]
-    Unfit {
-        /// Where the writable layer lies.
-        path: PathBuf,
-        /// On which kind of file system.
-        kind: &'static str,
-    },
     /// The overlay could not be mounted.
     #[error("cannot mount an overlay of {layers} layers at \"{path}\"")]
     Overlay {
         /// How many layers.
         layers: usize,
-        /// Where the writable layer lies.
+        /// Where.
         path: PathBuf,
         /// Why not.
         source: io::Error,
@@ -118,12 +108,13 @@ pub(crate) fn assemble(entry: &Entry, plan: &Plan) -> Result<Vec<SharedDirectory
     let flags = MountFlags::NODEV | MountFlags::NOSUID;
     mount("hull", &base, "tmpfs", flags, options.as_c_str())
         .map_err(|error| at("mount a tmpfs at", &base)(error.into()))?;
-    let root = root_directory(entry, plan, &base)?;
+    let root = root_directory(plan, &base)?;
     let mut shares = vec![SharedDirectory {
         name: plan.root_name().to_owned(),
         directory: open(&root)?,
-        read_only: false,
-        exclusive: matches!(plan.root, PlannedRoot::Overlay(_)),
+        // The guest writes to its own disk.
+        read_only: matches!(plan.root, PlannedRoot::Layers(_)),
+        exclusive: matches!(plan.root, PlannedRoot::Layers(_)),
     }];
     for export in &plan.exports {
         shares.push(share(entry, plan, export, &base, &root)?);
@@ -145,17 +136,17 @@ pub(crate) fn again(shares: &[SharedDirectory]) -> Result<Vec<SharedDirectory>, 
     shares.iter().map(again).collect()
 }
 
-fn root_directory(entry: &Entry, plan: &Plan, base: &Path) -> Result<PathBuf, RootfsError> {
+fn root_directory(plan: &Plan, base: &Path) -> Result<PathBuf, RootfsError> {
     let layers = match &plan.root {
         PlannedRoot::Directory(path) => return Ok(path.clone()),
-        PlannedRoot::Overlay(layers) => layers,
+        // An overlay has two at least.
+        PlannedRoot::Layers(layers) => match layers.as_slice() {
+            [only] => return Ok(only.clone()),
+            layers => layers,
+        },
     };
     let target = base.join(plan.root_name());
     make(&target)?;
-    let upper = entry.directory.join("upper");
-    let work = entry.directory.join("work");
-    make_mode(&upper, 0o755)?;
-    make(&work)?;
     // Named by descriptor, many layers fit into the one page that mount(2) takes. Overlayfs
     // wants the highest layer first.
     let lowers = layers
@@ -163,38 +154,17 @@ fn root_directory(entry: &Entry, plan: &Plan, base: &Path) -> Result<PathBuf, Ro
         .rev()
         .map(|layer| open(layer))
         .collect::<Result<Vec<OwnedFd>, RootfsError>>()?;
-    let opened = [open(&upper)?, open(&work)?];
     let names: Vec<String> = lowers.iter().map(sys::descriptor_path).collect();
-    let mut options = format!(
-        "lowerdir={},upperdir={},workdir={}",
-        names.join(":"),
-        sys::descriptor_path(&opened[0]),
-        sys::descriptor_path(&opened[1]),
-    );
-    if plan.auto_remove {
-        // Nobody will read this layer after its container, so it needs no syncing.
-        options.push_str(",volatile");
-    }
     let failed = |source| RootfsError::Overlay {
         layers: layers.len(),
-        path: upper.clone(),
+        path: target.clone(),
         source,
     };
+    let options = format!("lowerdir={}", names.join(":"));
     let options = CString::new(options).map_err(|error| failed(error.into()))?;
-    mount(
-        "hull",
-        &target,
-        "overlay",
-        MountFlags::NODEV | MountFlags::NOSUID,
-        options.as_c_str(),
-    )
-    .map_err(|error| match unfit_for_layers(&upper) {
-        Some(kind) => RootfsError::Unfit {
-            path: upper.clone(),
-            kind,
-        },
-        None => failed(error.into()),
-    })?;
+    let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::RDONLY;
+    mount("hull", &target, "overlay", flags, options.as_c_str())
+        .map_err(|error| failed(error.into()))?;
     Ok(target)
 }
 

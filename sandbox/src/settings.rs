@@ -52,6 +52,8 @@ pub struct Defaults {
     pub memory_bytes: u64,
     /// Processors.
     pub cpus: f64,
+    /// Size in bytes of the disk that holds what a container writes over its image.
+    pub scratch_bytes: u64,
     /// Seconds between a stop signal and SIGKILL.
     pub stop_timeout_s: u32,
     /// Bytes that a container's log may take before its oldest half is dropped.
@@ -65,6 +67,7 @@ impl Default for Defaults {
         Self {
             memory_bytes: 512 << 20,
             cpus: 1.0,
+            scratch_bytes: 10 << 30,
             stop_timeout_s: 10,
             log_limit_bytes: 64 << 20,
             boot_timeout_s: 60,

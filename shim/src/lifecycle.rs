@@ -102,7 +102,7 @@ pub fn describe(container: &Container) -> anyhow::Result<Value> {
     };
     let rootfs = match &plan.root {
         PlannedRoot::Directory(path) => Some(path),
-        PlannedRoot::Overlay(_) => None,
+        PlannedRoot::Layers(_) => None,
     };
     Ok(json!({
         "ociVersion": SPEC_VERSION,

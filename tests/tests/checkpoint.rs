@@ -335,22 +335,49 @@ fn a_share_that_changed_underneath_is_told() {
 #[test]
 fn a_file_that_is_removed_and_still_open_has_no_name_to_be_found_by() {
     let Some(hull) = Hull::new() else { return };
-    let script =
-        "echo x > /held; exec 3< /held; rm /held; echo removed; while :; do sleep 0.1; done";
-    run(&hull, "holder", &[], script);
+    let data = hull.path().join("data");
+    fs::create_dir(&data).unwrap();
+    let volume = format!("{}:/data", data.display());
+    let script = "cd /data; echo x > held; exec 3< held; rm held; echo removed; \
+        while :; do sleep 0.1; done";
+    run(&hull, "holder", &["-v", &volume], script);
     let mut logs = hull.cmd(["logs", "-f", "holder"]).spawn();
     logs.await_stdout("removed");
     let (saved, said) = checkpoint(&hull, "holder", &["-R"]);
     assert_eq!(said.code, 1, "{said:?}");
     let words = said.errors();
     assert!(
-        words.contains("\"/held\" of share \"root\" was removed"),
+        words.contains("\"/held\" of share \"v0\" was removed"),
         "{words}"
     );
     assert!(!saved.exists());
     assert_eq!(exec(&hull, "holder", "echo on"), "on\n");
     hull.cmd(["rm", "-f", "holder"]).output().ok();
     let _ended = logs.wait();
+}
+
+#[test]
+fn the_disk_comes_along_with_what_has_no_name_any_more() {
+    let Some(hull) = Hull::new() else { return };
+    let script = "echo held > /held; exec 3< /held; rm /held; mkdir /kept; rm -r /etc/passwd; \
+        echo kept > /kept/file; ln /kept/file /kept/again; echo ready; \
+        while [ ! -e /go ]; do sleep 0.1; done; cat <&3; stat -c %h /kept/again; ls /etc/passwd";
+    run(&hull, "one", &[], script);
+    let mut logs = hull.cmd(["logs", "-f", "one"]).spawn();
+    logs.await_stdout("ready");
+    let copies = hull.cmd(["fork", "-n", "2", "one"]).output().ok();
+    for name in copies.lines().chain(["one"]) {
+        exec(&hull, name, "touch /go");
+        assert_eq!(hull.cmd(["wait", name]).output().ok(), "1\n");
+        let said = hull.cmd(["logs", name]).output().text();
+        assert!(said.ends_with("held\n2\n"), "{name}: {said}");
+    }
+    let _ended = logs.wait();
+    for name in copies.lines() {
+        // Started anew on its disk, it comes to its end at once.
+        let again = hull.cmd(["start", "-a", name]).output();
+        assert!(again.text().ends_with("held\n2\n"), "{again:?}");
+    }
 }
 
 #[test]

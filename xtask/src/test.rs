@@ -29,6 +29,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("podman", "podman"),
     ("buildah", "buildah"),
     ("conmon", "conmon"),
+    ("mke2fs", "e2fsprogs"),
     ("ip", "iproute2"),
     ("iptables", "iptables"),
     ("/usr/lib/podman/netavark", "netavark"),

@@ -8,7 +8,7 @@ use hull_sandbox::{Tmpfs, Ulimit};
 use crate::parse::{self, Mount};
 
 /// What a container that goes on from a checkpoint has already.
-const FIXED: [&str; 28] = [
+const FIXED: [&str; 29] = [
     "interactive",
     "tty",
     "env",
@@ -22,6 +22,7 @@ const FIXED: [&str; 28] = [
     "read_only",
     "cpus",
     "memory",
+    "storage_opt",
     "pids_limit",
     "ulimit",
     "cap_add",
@@ -85,6 +86,9 @@ pub(crate) struct RunArgs {
     /// Memory limit (b, k, m, g)
     #[arg(short, long, value_name = "BYTES", value_parser = parse::memory)]
     pub(crate) memory: Option<u64>,
+    /// Storage driver options for the container (size=BYTES: its disk's)
+    #[arg(long, value_name = "OPTION", value_parser = storage_option)]
+    pub(crate) storage_opt: Vec<u64>,
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
     /// Container host name
@@ -299,6 +303,14 @@ fn network(text: &str) -> Result<Network, parse::Invalid> {
     path.map(|path| Network(Some(path))).ok_or_else(|| {
         parse::Invalid::new("hull makes no networks; possible are --network none or ns:PATH")
     })
+}
+
+/// The one option that there is: the size of the container's disk in bytes.
+fn storage_option(text: &str) -> Result<u64, parse::Invalid> {
+    match text.split_once('=') {
+        Some(("size", size)) => parse::memory(size),
+        _ => Err(parse::Invalid::new("only 'size=BYTES' is known")),
+    }
 }
 
 fn security_option(text: &str) -> Result<bool, parse::Invalid> {

@@ -161,13 +161,14 @@ fn hull(plan: &Plan, status: &Status, monitor: &Value, directory: &Value) -> Val
         _ => None,
     };
     let root = match &plan.root {
-        PlannedRoot::Overlay(layers) => json!({ "Layers": layers }),
+        PlannedRoot::Layers(layers) => json!({ "Layers": layers }),
         PlannedRoot::Directory(path) => json!({ "Directory": path }),
     };
     json!({
         "Vcpus": plan.vm.vcpus,
         "CpuQuota": plan.vm.cpu_quota,
         "MemoryBytes": plan.vm.memory_bytes,
+        "ScratchBytes": plan.vm.scratch.as_ref().map(|scratch| scratch.bytes),
         "Kernel": running.map(|running| &running.kernel),
         "KernelImage": plan.vm.kernel,
         "KernelCommandLine": plan.vm.cmdline,

@@ -59,7 +59,7 @@ impl Engine {
         })?;
         for name in DISK {
             let from = checkpoint.join(name);
-            if !from.is_dir() {
+            if !from.exists() {
                 continue;
             }
             let to = container.entry().directory().join(name);
@@ -79,7 +79,7 @@ impl Engine {
 }
 
 fn check_layers(plan: &Plan, checkpoint: &Path) -> Result<(), CheckpointError> {
-    let PlannedRoot::Overlay(layers) = &plan.root else {
+    let PlannedRoot::Layers(layers) = &plan.root else {
         return Ok(());
     };
     match layers.iter().all(|layer| layer.is_dir()) {

@@ -4,7 +4,7 @@
 //! ```text
 //! DIR/guest                         a saved guest's file (`template::file`): what it stands on and
 //!                                   its plan in the header, its machine and streams behind
-//! DIR/upper, volumes, identity      what the container's directory held, as it was
+//! DIR/scratch, volumes, identity    what the container's directory held, as it was
 //! ```
 //!
 //! Owns that directory: whoever takes a checkpoint copies the disk while the monitor has the guest
@@ -25,6 +25,7 @@ use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::Plan;
+use crate::scratch;
 use crate::template::file::{self, FileError, Header, Kind};
 use crate::template::{Ground, KeyError};
 
@@ -35,7 +36,7 @@ pub use take::Staged;
 /// The file that holds the guest.
 const GUEST: &str = "guest";
 /// What else of a container's directory is its disk.
-const DISK: [&str; 3] = ["upper", "volumes", "identity"];
+const DISK: [&str; 3] = [scratch::NAME, "volumes", "identity"];
 
 /// A checkpoint that can't be taken or gone on from.
 #[derive(Debug, thiserror::Error)]

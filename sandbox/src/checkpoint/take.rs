@@ -92,7 +92,7 @@ impl Container {
         self.ask_for(&monitor, &file)?;
         for name in DISK {
             let from = self.entry().directory().join(name);
-            if from.is_dir() {
+            if from.exists() {
                 let to = staging.path().join(name);
                 copy_whole(&from, &to).map_err(failed("copy the container's disk to", to))?;
             }

@@ -17,7 +17,8 @@ use hull_vmm::memory::WorkingSet;
 
 use crate::console::BootLog;
 use crate::network::Joined;
-use crate::plan::PlannedVm;
+use crate::plan::{PlannedScratch, PlannedVm};
+use crate::scratch::ScratchError;
 use crate::store::Entry;
 use crate::sys;
 use crate::template::{self, Key, KeyError, Maker, Template, TemplateError, Templates};
@@ -43,6 +44,9 @@ pub(crate) enum BaseError {
     /// What its guest needs can't be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// Its guest can't have a disk.
+    #[error(transparent)]
+    Scratch(#[from] ScratchError),
     /// Its guest can't be built.
     #[error(transparent)]
     Vm(#[from] VmError),
@@ -154,7 +158,7 @@ pub(super) fn build(vm: &PlannedVm) -> Result<String, BaseError> {
     Ok(key.name())
 }
 
-/// Boots a guest, has it rehearse, and saves it with its agent idle and no share mounted.
+/// Boots a guest, has it rehearse, and saves it with its agent idle, no share mounted and no disk.
 fn make(maker: &Maker<'_>, key: &Key, console: BootLog, vm: &PlannedVm) -> Result<(), BaseError> {
     let opened = stage(console, key.cards, vm)?;
     let limit = Duration::from_secs(u64::from(vm.boot_timeout_s));
@@ -162,7 +166,7 @@ fn make(maker: &Maker<'_>, key: &Key, console: BootLog, vm: &PlannedVm) -> Resul
     let watch = guest.start()?;
     let mut agent = boot::hello(&guest, &dials, limit)?;
     drop(watch);
-    rehearsal::run(&guest, &mut agent, limit)?;
+    rehearsal::run(&guest, &mut agent, vm, limit)?;
     agent.settle(&guest, limit)?;
     let (state, memory) = at_rest(&guest, Instant::now() + limit)?;
     maker.publish(key, &agent.kernel, &memory, &state)?;
@@ -176,6 +180,11 @@ fn stage(console: BootLog, cards: u8, vm: &PlannedVm) -> Result<Opened, BaseErro
         shares: rehearsal::shares()?,
         console,
         network: Joined::spare(cards).map_err(RehearsalError::from)?,
+        scratch: vm
+            .scratch
+            .as_ref()
+            .map(PlannedScratch::stand_in)
+            .transpose()?,
     })
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use hull_proto::{
     ContainerStart, ControlError, Decoder, ExitStatus, Failure, Frame, FrameError, GENERATION,
     Hello, Identity, Interface, LineDecoder, MAX_FROM_GUEST, OciJson, PROCESS_PORT, Reply, Request,
-    Setup, Spawn, encode_line,
+    Scratch, Setup, Spawn, encode_line,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::de::DeserializeOwned;
@@ -76,6 +76,16 @@ pub(super) struct Agent {
     pub(super) kernel: String,
     /// When the start passed its stages, as far as it has come.
     pub(super) marks: Marks,
+}
+
+/// What a guest is set up with, beside what each gets anew.
+#[derive(Debug)]
+pub(super) struct Furniture<'a> {
+    pub(super) hostname: &'a str,
+    pub(super) interfaces: &'a [Interface],
+    pub(super) scratch: Option<Scratch>,
+    /// Whether it is to have memory that several containers share.
+    pub(super) shared_memory: bool,
 }
 
 /// The first process and its stream.
@@ -175,18 +185,17 @@ impl Agent {
     pub(super) fn setup(
         &mut self,
         guest: &dyn Guest,
-        hostname: &str,
-        interfaces: &[Interface],
-        shared_memory: bool,
+        furniture: Furniture<'_>,
         limit: Duration,
     ) -> Result<(), BootError> {
         let request = Request::Setup(Setup {
-            hostname: hostname.to_owned(),
+            hostname: furniture.hostname.to_owned(),
             realtime_ns: realtime_ns(),
             entropy: names::random(),
             shares: true,
-            interfaces: interfaces.to_vec(),
-            shared_memory_bytes: shared_memory.then_some(SHARED_MEMORY),
+            scratch: furniture.scratch,
+            interfaces: furniture.interfaces.to_vec(),
+            shared_memory_bytes: furniture.shared_memory.then_some(SHARED_MEMORY),
         });
         match self.ask(guest, &request, limit)? {
             Reply::Ok => {}

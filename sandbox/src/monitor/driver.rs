@@ -7,6 +7,7 @@
 //! attached client ══ stdin, resize, signal ══► agent
 //! ```
 
+mod leaving;
 mod members;
 mod phases;
 mod questions;
@@ -32,6 +33,7 @@ use super::guest::Guest;
 use super::peer::Peer;
 use super::stdin::Stdin;
 
+use leaving::Leaving;
 pub(super) use members::Member;
 use members::Parting;
 pub(super) use phases::Record;
@@ -88,6 +90,7 @@ pub(super) struct Driver<'a> {
     kill_grace: Duration,
     /// A checkpoint in the making.
     saving: Option<Saving>,
+    leaving: Option<Leaving>,
     chunk: Vec<u8>,
 }
 
@@ -156,6 +159,7 @@ impl<'a> Driver<'a> {
             jail: parts.jail,
             kill_grace: parts.kill_grace,
             saving: None,
+            leaving: None,
             chunk: vec![0; 64 * 1024],
         };
         if !driver.plan.interactive && !driver.plan.tty {
@@ -172,8 +176,8 @@ impl<'a> Driver<'a> {
         Ok(driver)
     }
 
-    /// Runs until the container has ended.
-    pub(super) fn run(&mut self) -> io::Result<End> {
+    /// Runs until the first process, or its guest, has ended.
+    fn live(&mut self) -> io::Result<End> {
         loop {
             // Frames may have come with the one that said "started", or while a guest was saved.
             if let Some(end) = self.frames() {
@@ -222,12 +226,19 @@ impl<'a> Driver<'a> {
             .clients
             .iter()
             .any(|client| client.is_attached() && client.peer.pending() > CLIENT_BACKLOG);
-        let agent = interest(!held_up, self.agent.pending() > 0);
+        let agent = match self.leaving {
+            None => (
+                self.agent.as_fd(),
+                interest(!held_up, self.agent.pending() > 0),
+            ),
+            // It has said its last.
+            Some(_) => (self.listener.as_fd(), PollFlags::empty()),
+        };
         let guest = self.guest.ended();
         let mut fds = Vec::with_capacity(4 + self.clients.len());
         fds.push(PollFd::new(&guest, PollFlags::IN));
         fds.push(PollFd::new(&self.listener, PollFlags::IN));
-        fds.push(PollFd::new(&self.agent, agent));
+        fds.push(PollFd::from_borrowed_fd(agent.0, agent.1));
         let control = self.questions.awaited();
         fds.extend(control.map(|(stream, wanted)| PollFd::from_borrowed_fd(stream, wanted)));
         let first_client = fds.len();
@@ -466,12 +477,6 @@ impl<'a> Driver<'a> {
             if !fine {
                 client.peer.mark_gone();
             }
-        }
-    }
-
-    fn resize(&mut self, rows: u16, cols: u16) {
-        if self.agent.pending() < AGENT_BACKLOG {
-            self.agent.send_frame(&Frame::Resize { rows, cols });
         }
     }
 

@@ -58,7 +58,7 @@ use crate::store::{Entry, Store, lock};
 use crate::sys;
 
 use base::Base;
-use boot::{Agent, BootError, Started};
+use boot::{Agent, BootError, Furniture, Started};
 use carrier::{Carried, Carrier, Waiting};
 use driver::{Driver, End, Finished, Parts, Record};
 use guest::Guest;
@@ -355,14 +355,14 @@ impl Monitor {
         }
         .map_err(|error| failed("boot", &vm, &error))?;
         drop(watch);
+        let furniture = Furniture {
+            hostname: &plan.hostname,
+            interfaces: vm.interfaces(),
+            scratch: plan.scratch(),
+            shared_memory: plan.has_shared_memory(),
+        };
         agent
-            .setup(
-                &vm,
-                &plan.hostname,
-                vm.interfaces(),
-                plan.has_shared_memory(),
-                limit,
-            )
+            .setup(&vm, furniture, limit)
             .map_err(|error| failed("setup", &vm, &error))?;
         agent.marks.built = built;
         Ok((vm, agent, jail))
@@ -383,6 +383,12 @@ impl Monitor {
                 shares: rootfs::again(&opened.shares).map_err(stage("rootfs"))?,
                 console: open_console(&self.entry).map_err(stage("open"))?,
                 network: opened.network.again().map_err(stage("network"))?,
+                scratch: opened
+                    .scratch
+                    .as_ref()
+                    .map(File::try_clone)
+                    .transpose()
+                    .map_err(stage("open"))?,
             };
             match Vm::build(&plan.vm, opened, Source::Copy(template.into())) {
                 Ok((vm, dials)) => return Ok((vm, dials, Some(kernel))),

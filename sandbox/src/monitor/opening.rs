@@ -1,5 +1,6 @@
 //! What a monitor opens before it gives up the right to.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -9,8 +10,9 @@ use rustix::fs::{Mode, OFlags};
 use crate::cgroup::Cgroup;
 use crate::console::BootLog;
 use crate::network::{self, Joined};
-use crate::plan::{Plan, PlannedVm};
+use crate::plan::{Plan, PlannedRoot, PlannedVm};
 use crate::rootfs;
+use crate::scratch::ScratchError;
 use crate::store::Entry;
 use crate::sys;
 
@@ -50,8 +52,19 @@ pub(super) fn open(entry: &Entry, plan: &Plan, network: Joined) -> Result<Opened
         kvm: open_kvm(&plan.vm).map_err(stage("open"))?,
         network,
         console: open_console(entry).map_err(stage("open"))?,
+        scratch: open_scratch(entry, plan).map_err(stage("rootfs"))?,
         shares: rootfs::assemble(entry, plan).map_err(stage("rootfs"))?,
     })
+}
+
+fn open_scratch(entry: &Entry, plan: &Plan) -> Result<Option<File>, ScratchError> {
+    match (&plan.vm.scratch, &plan.root) {
+        (Some(scratch), _) => scratch.open(entry.directory()).map(Some),
+        (None, PlannedRoot::Directory(_)) => Ok(None),
+        (None, PlannedRoot::Layers(_)) => {
+            Err(ScratchError::Earlier(entry.directory().join("upper")))
+        }
+    }
 }
 
 /// Joins the plan's network, which decides what devices the guest has.

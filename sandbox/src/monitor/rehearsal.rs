@@ -11,17 +11,17 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use hull_proto::{ContainerStart, ExitStatus, FrameError, OciJson};
+use hull_proto::{ContainerStart, ExitStatus, FrameError, OciJson, Scratch};
 use rustix::fs::{Mode, OFlags, mkdirat, openat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
     fsopen,
 };
 
-use crate::plan::{self, IDENTITY_NAME, PlanError, ROOT_NAME};
+use crate::plan::{self, IDENTITY_NAME, PlanError, PlannedVm, ROOT_NAME};
 use crate::rootfs::SharedDirectory;
 
-use super::boot::{self, Agent, BootError};
+use super::boot::{self, Agent, BootError, Furniture};
 use super::guest::Guest;
 
 /// The container's program, below its root.
@@ -86,10 +86,21 @@ fn write(share: &SharedDirectory, name: &str, content: &[u8]) -> io::Result<()> 
 pub(super) fn run(
     guest: &dyn Guest,
     agent: &mut Agent,
+    vm: &PlannedVm,
     limit: Duration,
 ) -> Result<(), RehearsalError> {
-    agent.setup(guest, NAME, &[], false, limit)?;
-    let spec = plan::rehearsal(&format!("/{PROGRAM}"))?;
+    let scratch = vm.scratch.as_ref().map(|_| Scratch {
+        layers: ROOT_NAME.to_owned(),
+        durable: true,
+    });
+    let furniture = Furniture {
+        hostname: NAME,
+        interfaces: &[],
+        scratch,
+        shared_memory: false,
+    };
+    agent.setup(guest, furniture, limit)?;
+    let spec = plan::rehearsal(&format!("/{PROGRAM}"), vm.scratch.is_some())?;
     let start = ContainerStart {
         id: NAME.to_owned(),
         spec: OciJson::write(&spec)

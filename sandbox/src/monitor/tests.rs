@@ -1,5 +1,6 @@
 //! The driver against a guest of our own: no VM, the same streams.
 
+mod leaving;
 mod members;
 
 use std::io::{Read, Write};
@@ -590,5 +591,7 @@ fn a_container_that_is_not_saved_goes_on() {
     control::ask(&client, Request::Checkpoint { ground }).unwrap();
     assert!(refusal(&client).contains("no file"));
     bench.exit(0);
+    assert_eq!(asked(&mut bench.questions), hull_proto::Request::PutAway);
+    answer(&mut bench.questions, &hull_proto::Reply::Ok);
     assert_eq!(bench.driver.join().unwrap().0.code, 0);
 }

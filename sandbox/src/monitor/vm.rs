@@ -16,7 +16,7 @@ use hull_vmm::machine::{BuildError, Host, Machine, MachineState, SaveError};
 use hull_vmm::memory::{MemoryImage, WorkingSet};
 use hull_vmm::outcome::VmExit;
 use hull_vmm::spec::{
-    DeviceSpec, FsSpec, MemoryBacking, MemorySpec, NetSpec, SpecError, VmSpec, VsockSpec,
+    BlockSpec, DeviceSpec, FsSpec, MemoryBacking, MemorySpec, NetSpec, SpecError, VmSpec, VsockSpec,
 };
 use hull_vmm::virtio::fs::{CachePolicy, FsExport, FsLimits, FsStats};
 use hull_vmm::virtio::net::{Offloads, Tap};
@@ -59,6 +59,8 @@ pub(super) struct Opened {
     pub(super) shares: Vec<SharedDirectory>,
     pub(super) console: BootLog,
     pub(super) network: Joined,
+    /// The guest's disk, if it has one.
+    pub(super) scratch: Option<File>,
 }
 
 /// What its first instruction is.
@@ -114,7 +116,7 @@ pub(super) struct Watch {
     thread: Option<JoinHandle<()>>,
 }
 
-/// The same devices in the same order in every VM, and its network's cards.
+/// The same devices in the same order in every VM, its network's cards and its disk among them.
 fn spec(vm: &PlannedVm, network: &Joined, backing: MemoryBacking) -> VmSpec {
     let shares = DeviceSpec::Fs(FsSpec {
         tag: SHARES_TAG.to_owned(),
@@ -131,7 +133,14 @@ fn spec(vm: &PlannedVm, network: &Joined, backing: MemoryBacking) -> VmSpec {
     });
     let mut devices = vec![shares, streams];
     devices.extend(cards);
-    devices.extend([DeviceSpec::Console, DeviceSpec::Balloon, DeviceSpec::Rng]);
+    devices.push(DeviceSpec::Console);
+    devices.extend(vm.scratch.iter().map(|_| {
+        DeviceSpec::Block(BlockSpec {
+            read_only: false,
+            serial: "scratch".to_owned(),
+        })
+    }));
+    devices.extend([DeviceSpec::Balloon, DeviceSpec::Rng]);
     VmSpec {
         vcpus: vm.vcpus,
         memory: MemorySpec {
@@ -176,7 +185,7 @@ impl Vm {
             working_set: None,
             console: Box::new(opened.console),
             console_input: None,
-            blocks: Vec::new(),
+            blocks: opened.scratch.into_iter().collect(),
             taps: taps(&mut network),
             fs_exports: exports.collect(),
             fs_limits: FsLimits::default(),

@@ -1,14 +1,24 @@
 //! The virtual machine's shape: processors, memory, kernel and its command line.
 
-use crate::request::RunRequest;
+use crate::request::{Root, RunRequest};
+use crate::scratch;
 use crate::settings::Settings;
 use crate::template;
 
-use super::shape::PlannedVm;
+use super::shape::{PlannedScratch, PlannedVm};
 use super::{HostFacts, PlanError};
 
 /// What the guest kernel, its agent and a small program need, in bytes.
 pub const MIN_MEMORY_BYTES: u64 = 64 << 20;
+
+/// The smallest disk that is of use: a journal and some files, in bytes.
+pub(super) const MIN_SCRATCH_BYTES: u64 = 64 << 20;
+
+/// The largest disk, in bytes: more than a file can have on most hosts.
+pub(super) const MAX_SCRATCH_BYTES: u64 = 8 << 40;
+
+/// Disks come in multiples of this, in bytes.
+const SCRATCH_UNIT: u64 = 1 << 20;
 
 /// Guest memory comes in pages of this size, in bytes.
 const MEMORY_UNIT: u64 = 2 << 20;
@@ -55,11 +65,30 @@ pub(crate) fn plan(
         .to_owned(),
         debug: request.debug,
         kvm: settings.kvm.clone(),
+        scratch: match request.root {
+            Root::Image(_) => Some(scratch(request.scratch_bytes, settings)?),
+            Root::Directory(_) => None,
+        },
         // Who debugs wants to see the boot.
         templates: (settings.templates && !request.no_template && !request.debug)
             .then(|| settings.state_dir.join(template::DIRECTORY)),
         allow_emulated_kvm: settings.allow_emulated_kvm,
         boot_timeout_s: settings.defaults.boot_timeout_s,
+    })
+}
+
+/// The disk that a container of an image has.
+pub(crate) fn scratch(
+    asked: Option<u64>,
+    settings: &Settings,
+) -> Result<PlannedScratch, PlanError> {
+    let asked = asked.unwrap_or(settings.defaults.scratch_bytes);
+    if !(MIN_SCRATCH_BYTES..=MAX_SCRATCH_BYTES).contains(&asked) {
+        return Err(PlanError::Scratch { asked });
+    }
+    Ok(PlannedScratch {
+        bytes: asked.next_multiple_of(SCRATCH_UNIT),
+        pristine: settings.state_dir.join(scratch::DIRECTORY),
     })
 }
 

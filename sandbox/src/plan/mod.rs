@@ -26,7 +26,7 @@ use jiff::Timestamp;
 use oci_spec::OciSpecError;
 use oci_spec::image::Config;
 
-use crate::request::{ExecRequest, Root, RunRequest};
+use crate::request::{ExecRequest, Image, Root, RunRequest};
 use crate::settings::Settings;
 use crate::signal::{SignalError, parse_signal};
 
@@ -34,9 +34,10 @@ pub(crate) use bundle::{bind_sources, guest_process, plan as plan_bundle};
 pub use cgroup::PlannedCgroup;
 pub(crate) use limits::update;
 pub use machine::MIN_MEMORY_BYTES;
-pub(crate) use machine::plan as machine;
+use machine::{MAX_SCRATCH_BYTES, MIN_SCRATCH_BYTES};
+pub(crate) use machine::{plan as machine, scratch};
 pub use pod::PodFacts;
-pub use shape::{Export, ExportSource, Plan, PlannedImage, PlannedRoot, PlannedVm};
+pub use shape::{Export, ExportSource, Plan, PlannedImage, PlannedRoot, PlannedScratch, PlannedVm};
 pub(crate) use shape::{FILE_NAME, IDENTITY_NAME, ROOT_NAME};
 
 /// SIGTERM, what a container is asked to stop with when nobody says.
@@ -136,6 +137,15 @@ pub enum PlanError {
         /// What this host has.
         most_mib: u64,
     },
+    /// A scratch disk that is too small for a file system, or too large for one.
+    #[error(
+        "a scratch disk of {asked} bytes asked for: a container can have {} MiB to {} GiB",
+        MIN_SCRATCH_BYTES >> 20, MAX_SCRATCH_BYTES >> 30
+    )]
+    Scratch {
+        /// What was asked for.
+        asked: u64,
+    },
     /// Something of a bundle that a virtual machine can't have.
     #[error("cannot use {what}: {why}")]
     Bundle {
@@ -173,7 +183,7 @@ pub(crate) fn plan(
                 reference: image.reference.clone(),
                 id: image.id.clone(),
             }),
-            PlannedRoot::Overlay(image.layers.clone()),
+            PlannedRoot::Layers(image.layers.clone()),
             image.config.config().as_ref().unwrap_or(&empty),
         ),
         Root::Directory(path) => (None, PlannedRoot::Directory(path.clone()), &empty),
@@ -224,12 +234,19 @@ pub(crate) fn plan(
 }
 
 /// The specification of a container that stands for all others: what a request has that asks for
-/// nothing but a command.
+/// nothing but a command, of an image if it is `on_layers`.
 ///
 /// # Errors
 /// None that the command can cause.
-pub(crate) fn rehearsal(command: &str) -> Result<oci_spec::runtime::Spec, PlanError> {
-    let mut request = RunRequest::new(Root::Directory(PathBuf::from("/")));
+pub(crate) fn rehearsal(
+    command: &str,
+    on_layers: bool,
+) -> Result<oci_spec::runtime::Spec, PlanError> {
+    let root = match on_layers {
+        true => Root::Image(Image::default()),
+        false => Root::Directory(PathBuf::from("/")),
+    };
+    let mut request = RunRequest::new(root);
     request.command = vec![command.to_owned()];
     let nothing = HostFacts::default();
     let (_, mounts) = mounts::plan(&request, &Config::default(), &nothing)?;

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use hull_proto::LAYERED_ROOT_DIR;
 use oci_spec::image::Config;
 use oci_spec::runtime::{
     Linux, LinuxBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType,
@@ -10,7 +11,7 @@ use oci_spec::runtime::{
     SpecBuilder,
 };
 
-use crate::request::{RunRequest, Tmpfs, Volume, VolumeSource};
+use crate::request::{Root, RunRequest, Tmpfs, Volume, VolumeSource};
 
 use super::shape::{Export, ExportSource, FILE_NAME, IDENTITY_NAME, ROOT_NAME};
 use super::{HostFacts, PlanError, clean, guest_path};
@@ -257,7 +258,10 @@ pub(super) fn spec(
         .version("1.2.0")
         .root(
             RootBuilder::default()
-                .path(guest_path(ROOT_NAME))
+                .path(match request.root {
+                    Root::Image(_) => PathBuf::from(LAYERED_ROOT_DIR),
+                    Root::Directory(_) => guest_path(ROOT_NAME),
+                })
                 .readonly(request.read_only)
                 .build()?,
         )

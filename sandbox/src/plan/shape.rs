@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use hull_proto::SHARED_MEMORY_DIR;
+use hull_proto::{SHARED_MEMORY_DIR, Scratch};
 use jiff::Timestamp;
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
@@ -76,7 +76,7 @@ pub struct Plan {
 
 impl Plan {
     /// Version of the shape of `plan.json`.
-    pub const GENERATION: u32 = 1;
+    pub const GENERATION: u32 = 2;
 
     /// What the guest knows it by that is running: after a checkpoint, the id that it had before.
     #[must_use]
@@ -98,9 +98,20 @@ impl Plan {
 impl Plan {
     /// The name of its root in the tree that the guest sees.
     pub(crate) fn root_name(&self) -> &str {
+        if matches!(self.root, PlannedRoot::Layers(_)) {
+            return ROOT_NAME;
+        }
         let root = self.spec.root().as_ref();
         let name = root.and_then(|root| root.path().file_name()?.to_str());
         name.unwrap_or(ROOT_NAME)
+    }
+
+    /// What the agent is to do with the guest's disk.
+    pub(crate) fn scratch(&self) -> Option<Scratch> {
+        self.vm.scratch.as_ref().map(|_| Scratch {
+            layers: self.root_name().to_owned(),
+            durable: !self.auto_remove,
+        })
     }
 
     /// Whether it has memory that other containers of its VM may share.
@@ -151,6 +162,9 @@ pub struct PlannedVm {
     pub debug: bool,
     /// The hypervisor's device.
     pub kvm: PathBuf,
+    /// The guest's own disk, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scratch: Option<PlannedScratch>,
     /// Where templates of such VMs are kept; without, the VM boots.
     #[serde(default)]
     pub templates: Option<PathBuf>,
@@ -160,12 +174,23 @@ pub struct PlannedVm {
     pub boot_timeout_s: u32,
 }
 
+/// A disk of the guest's own, which holds what is written over an image's layers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedScratch {
+    /// Its size in bytes: the most that can be written.
+    pub bytes: u64,
+    /// Where the empty disks are that it begins as a copy of.
+    pub pristine: PathBuf,
+}
+
 /// Where the root file system comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PlannedRoot {
-    /// Layers, the lowest first, under a layer of the container's own.
-    Overlay(Vec<PathBuf>),
+    /// Layers, the lowest first, which nobody writes to; what the container writes is on its
+    /// guest's disk.
+    #[serde(alias = "overlay")]
+    Layers(Vec<PathBuf>),
     /// A directory used in place.
     Directory(PathBuf),
 }

@@ -1,4 +1,4 @@
-//! Copies of whole directories.
+//! Copies of whole directories and large files.
 //!
 //! Owns: what of a file is copied, and how: blocks are shared with the original where the file
 //! system can (ioctl_ficlone(2)), holes stay holes. Refuses: to follow a link.
@@ -38,20 +38,28 @@ pub(super) struct Copying {
     links: HashMap<(u64, u64), PathBuf>,
 }
 
-/// Makes `to`, a copy of the directory `from` that differs from it in its inodes alone.
+/// Makes `to`, a copy of the directory or file `from` that differs from it in its inodes alone.
 ///
 /// # Errors
 /// What the file systems say; what was copied by then stays.
 pub(crate) fn copy_whole(from: &Path, to: &Path) -> io::Result<()> {
-    let read = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let read = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let from = rustix::fs::open(from, read, Mode::empty())?;
-    rustix::fs::mkdir(to, Mode::RWXU)?;
-    let to = rustix::fs::open(to, read, Mode::empty())?;
     let mut copying = Copying {
         xattrs: &[b"user.", b"security.", b"trusted.", b"system.posix_acl_"],
         whole: true,
         links: HashMap::new(),
     };
+    let stat = rustix::fs::fstat(&from)?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+        let write = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let to = File::from(rustix::fs::open(to, write, Mode::RUSR | Mode::WUSR)?);
+        let from = File::from(from);
+        copy_content(&from, &to, stat.st_size.unsigned_abs())?;
+        return copying.finish(&from.into(), &to.into(), &stat);
+    }
+    rustix::fs::mkdir(to, Mode::RWXU)?;
+    let to = rustix::fs::open(to, read | OFlags::DIRECTORY, Mode::empty())?;
     copying.directory(&from, &to)
 }
 
@@ -208,7 +216,11 @@ fn times(stat: &Stat) -> Timestamps {
     }
 }
 
-fn copy_content(from: &File, to: &File, length: u64) -> io::Result<()> {
+/// Has `to`, an empty file, hold the first `length` bytes of `from`.
+///
+/// # Errors
+/// What the file systems say.
+pub(crate) fn copy_content(from: &File, to: &File, length: u64) -> io::Result<()> {
     // A file system that can't, or another one.
     if length == 0 || rustix::fs::ioctl_ficlone(to, from).is_ok() {
         return Ok(());
@@ -312,6 +324,25 @@ mod tests {
         assert!(to.join("sparse").metadata().unwrap().blocks() < 1024);
         let inode = |name: &str| to.join(name).metadata().unwrap().ino();
         assert_eq!(inode("a/file"), inode("a/b/again"));
+    }
+
+    #[test]
+    fn a_copy_of_a_sparse_file_has_its_holes() {
+        let directory = tempfile::tempdir().unwrap();
+        let (from, to) = (directory.path().join("from"), directory.path().join("to"));
+        let sparse = File::create(&from).unwrap();
+        sparse.set_len(1 << 30).unwrap();
+        sparse.write_all_at(b"in the middle", 4 << 20).unwrap();
+        copy_whole(&from, &to).unwrap();
+        let copied = to.metadata().unwrap();
+        assert_eq!(copied.len(), 1 << 30);
+        assert!(copied.blocks() < 1024);
+        let mut seen = [0; 13];
+        File::open(&to)
+            .unwrap()
+            .read_exact_at(&mut seen, 4 << 20)
+            .unwrap();
+        assert_eq!(&seen, b"in the middle");
     }
 
     #[test]

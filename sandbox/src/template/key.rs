@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::plan::PlannedVm;
 
 /// Version of all that a template holds, whatever else is equal.
-const EPOCH: u32 = 2;
+const EPOCH: u32 = 3;
 
 /// The running program, whose devices the template's guest knows.
 const OWN_PROGRAM: &str = "/proc/self/exe";
@@ -50,6 +50,8 @@ pub(crate) struct Key {
     pub(super) vcpus: u8,
     /// Network cards: each stands among the devices.
     pub(crate) cards: u8,
+    /// The size of its disk; none if it has no disk.
+    pub(super) scratch_bytes: u64,
     pub(super) memory_bytes: u64,
 }
 
@@ -135,6 +137,7 @@ impl Key {
             cmdline: vm.cmdline.clone(),
             vcpus: vm.vcpus,
             cards,
+            scratch_bytes: vm.scratch.as_ref().map_or(0, |scratch| scratch.bytes),
             memory_bytes: vm.memory_bytes,
         })
     }
@@ -147,7 +150,8 @@ impl Key {
             (&file.path, file.inode, file.size_bytes).hash(&mut hasher);
             (file.modified, file.changed).hash(&mut hasher);
         }
-        (&self.cmdline, self.vcpus, self.cards, self.memory_bytes).hash(&mut hasher);
+        (&self.cmdline, self.vcpus, self.cards).hash(&mut hasher);
+        (self.scratch_bytes, self.memory_bytes).hash(&mut hasher);
         format!("{:016x}", hasher.finish())
     }
 }
@@ -183,6 +187,7 @@ pub(super) fn sample(memory_bytes: u64) -> Key {
         cmdline: "quiet".to_owned(),
         vcpus: 1,
         cards: 0,
+        scratch_bytes: 0,
         memory_bytes,
     }
 }
@@ -196,7 +201,7 @@ mod tests {
         let key = sample(64 << 20);
         assert!(is_name(&key.name()));
         assert_eq!(key.name(), key.clone().name());
-        let changes: [fn(&mut Key); 8] = [
+        let changes: [fn(&mut Key); 9] = [
             |key| key.epoch += 1,
             |key| key.host.push('x'),
             |key| key.processor += 1,
@@ -205,6 +210,7 @@ mod tests {
             |key| key.cmdline.clear(),
             |key| key.vcpus += 1,
             |key| key.cards += 1,
+            |key| key.scratch_bytes += 1,
         ];
         for change in changes {
             let mut other = key.clone();

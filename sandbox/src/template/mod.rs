@@ -87,6 +87,8 @@ pub struct TemplateInfo {
     pub vcpus: u8,
     /// Network cards of its guest.
     pub cards: u8,
+    /// Size of its guest's disk in bytes; 0 if it has none.
+    pub scratch_bytes: u64,
     /// Memory of its guest in bytes.
     pub memory_bytes: u64,
     /// Bytes that it takes on disk.
@@ -298,6 +300,7 @@ impl Templates {
             name,
             vcpus: header.as_ref().map_or(0, |header| header.key.vcpus),
             cards: header.as_ref().map_or(0, |header| header.key.cards),
+            scratch_bytes: header.as_ref().map_or(0, |header| header.key.scratch_bytes),
             memory_bytes: header.as_ref().map_or(0, |header| header.key.memory_bytes),
             size_bytes: metadata.blocks() * 512,
             kernel: header.map(|header| header.kernel).unwrap_or_default(),

@@ -13,13 +13,15 @@ use anyhow::{Context, Result, bail};
 use super::report::Report;
 
 /// The programs this house runs and the packages that bring them.
-const NEEDED: [(&str, &str); 6] = [
+const NEEDED: [(&str, &str); 7] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("dpkg-deb", "dpkg"),
     ("xz", "xz-utils"),
     ("zstd", "zstd"),
     ("depmod", "kmod"),
     ("cc", "build-essential"),
+    // What Hull needs in the machine is had from this one.
+    ("mke2fs", "e2fsprogs"),
 ];
 
 /// Installs what is missing, saying so.

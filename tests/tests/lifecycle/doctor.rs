@@ -25,7 +25,7 @@ fn a_good_host_is_said_to_be_one() {
 #[test]
 fn a_state_directory_that_cannot_hold_layers_is_said_to_be_one() {
     let Some(hull) = Hull::new() else { return };
-    let image = hull.image();
+    hull.image();
     let state = hull.state_dir();
     let [upper, work] = ["upper", "work"].map(|name| hull.path().join(name));
     fs::create_dir(&upper).unwrap();
@@ -46,11 +46,7 @@ fn a_state_directory_that_cannot_hold_layers_is_said_to_be_one() {
     )
     .unwrap();
     let doctor = hull.cmd(["doctor"]).output();
-    let ran = hull.cmd(["run", "--rm", &image, "true"]).output();
-    let listed = hull.cmd(["ps", "-aq"]).output();
     unmount(&state, UnmountFlags::empty()).unwrap();
     let says = |text: &str| text.contains("lies on overlay") && text.contains("state_dir");
     assert!(doctor.code != 0 && says(&doctor.text()), "{doctor:?}");
-    assert!(ran.code == 125 && says(&ran.errors()), "{ran:?}");
-    assert_eq!(listed.ok(), "");
 }

@@ -23,7 +23,7 @@ use crate::virtio::transport::{Board, QUEUE_NOTIFY, Slot};
 use crate::virtio::vsock::{Connector, Vsock};
 use crate::virtio::worker::Poller;
 
-/// The workers' epolls: the file system's requests may take long, all others don't.
+/// The workers' epolls: what waits for the host's disk may take long, all others don't.
 pub(super) struct Pollers {
     pub(super) devices: Arc<Poller>,
     pub(super) fs: Arc<Poller>,
@@ -90,7 +90,7 @@ impl Devices {
             DeviceSpec::Rng => Box::new(Rng),
         };
         let unit = device.unit();
-        let poller = if unit == "fs" {
+        let poller = if waits_for_disk(unit) {
             &pollers.fs
         } else {
             &pollers.devices
@@ -99,6 +99,11 @@ impl Devices {
         self.slots.push(Arc::new(slot));
         Ok(())
     }
+}
+
+/// Whether a device's requests are the host's disk's, and take as long.
+pub(super) fn waits_for_disk(unit: &str) -> bool {
+    unit == "fs" || unit == "block"
 }
 
 /// Connects every slot's interrupt and doorbells to KVM.

@@ -23,7 +23,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use self::devices::{Devices, Pollers, Supplies, connect, with_devices};
+use self::devices::{Devices, Pollers, Supplies, connect, waits_for_disk, with_devices};
 pub use self::snapshot::{MachineState, SaveError};
 use crate::boot::{self, BootError, Image};
 use crate::bus::{Bus, line_of};
@@ -246,7 +246,7 @@ impl Machine {
             .iter()
             .cloned()
             .enumerate()
-            .partition(|(_, slot)| slot.unit() == "fs");
+            .partition(|(_, slot)| waits_for_disk(slot.unit()));
         let mut workers = Vec::with_capacity(2);
         for (name, poller, slots) in [
             ("fs", &self.pollers.fs, fs),

@@ -22,22 +22,24 @@ use super::bundle;
 use crate::{kernel, stage};
 
 /// Programs that are compared or that make what they are given, and their packages.
-const TOOLS: [(&str, &str); 5] = [
+const TOOLS: [(&str, &str); 6] = [
     ("/bin/busybox", "busybox-static"),
     ("crun", "crun"),
     ("runc", "runc"),
     ("containerd", "containerd"),
+    ("mke2fs", "e2fsprogs"),
     ("cc", "build-essential"),
 ];
 
 /// Those that are brought along, beside Hull's.
-const PROGRAMS: [&str; 6] = [
+const PROGRAMS: [&str; 7] = [
     "crun",
     "runc",
     "qemu-system-x86_64",
     "containerd",
     "containerd-shim-runc-v2",
     "ctr",
+    "mke2fs",
 ];
 
 /// What of QEMU's own files a `microvm` machine loads.

@@ -28,7 +28,8 @@ const LIMIT: Duration = Duration::from_secs(3600);
 /// The inputs ($2) are laid out at their place ($1), with nothing of an earlier run.
 const SCRIPT: &str = "set -e; root=/tmp/hull-bench-root
     mkdir -p $root; mount -t tmpfs bench $root; cd $root
-    mkdir dev proc sys tmp run etc lib lib64; ln -s $1/lib lib/x86_64-linux-gnu
+    mkdir dev proc sys tmp run etc lib lib64 sbin
+    ln -s $1/lib lib/x86_64-linux-gnu; ln -s $1/bin/mke2fs sbin
     for each in dev proc sys tmp run; do mount --rbind /$each $each; done
     cp -L /lib64/ld-linux-x86-64.so.2 lib64; cp /etc/passwd /etc/group etc
     rm -rf $1; cp -a $2 $1; echo 'templates = true' > $1/config.toml

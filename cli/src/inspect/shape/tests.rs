@@ -43,8 +43,9 @@ fn plan() -> Plan {
             "allow_emulated_kvm": false, "boot_timeout_s": 60,
         }))
         .unwrap(),
-        root: PlannedRoot::Overlay(vec!["/layer".into()]),
+        root: PlannedRoot::Layers(vec!["/layer".into()]),
         network: None,
+        makes_network: false,
         exports: vec![
             export("identity", ExportSource::Identity, false),
             export("v0", ExportSource::Directory("/host/data".into()), true),

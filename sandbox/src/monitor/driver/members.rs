@@ -146,6 +146,7 @@ fn subject(request: &Request) -> Option<&String> {
         | Request::StandStill
         | Request::Network { .. }
         | Request::GoOn { .. }
+        | Request::PutAway
         | Request::Shutdown
         | Request::Ping
         | Request::Remove { .. } => None,

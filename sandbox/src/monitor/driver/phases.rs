@@ -19,7 +19,7 @@ use crate::store::{Entry, StoreError};
 
 use super::super::chain;
 use super::super::client::{Client, Role, Then};
-use super::Driver;
+use super::{AGENT_BACKLOG, Driver};
 
 /// What is said of the running container on disk.
 pub(in crate::monitor) struct Record {
@@ -107,6 +107,12 @@ impl Driver<'_> {
         // A grace past the clock's end is no deadline at all.
         if let Some(deadline) = Instant::now().checked_add(grace) {
             self.kill_at = Some(self.kill_at.map_or(deadline, |known| known.min(deadline)));
+        }
+    }
+
+    pub(super) fn resize(&mut self, rows: u16, cols: u16) {
+        if self.agent.pending() < AGENT_BACKLOG {
+            self.agent.send_frame(&Frame::Resize { rows, cols });
         }
     }
 

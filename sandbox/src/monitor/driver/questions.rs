@@ -60,6 +60,11 @@ impl Questions {
         self.asked.is_empty() && self.peer.pending() == 0 && self.lines.pending().is_empty()
     }
 
+    /// Whether nothing can be asked any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.peer.is_gone()
+    }
+
     pub(super) fn ask(&mut self, request: &hull_proto::Request) -> Result<u64, &'static str> {
         if self.peer.is_gone() {
             return Err("the guest's agent answers no more questions");
@@ -144,7 +149,10 @@ impl Driver<'_> {
                 self.stands_still(reply);
                 continue;
             }
-            if self.answer_member(number, &reply) {
+            let leaving = self.leaving.as_mut();
+            if leaving.is_some_and(|leaving| leaving.hears(number))
+                || self.answer_member(number, &reply)
+            {
                 continue;
             }
             let asked = self

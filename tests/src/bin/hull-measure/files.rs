@@ -10,7 +10,7 @@ use crate::idle::{inspect, remove};
 use crate::programs::Place;
 
 const NAME: &str = "bench-files";
-/// The file in the guest's root, MiB.
+/// The file in a volume of the container's own, MiB.
 const SIZE_MIB: u32 = 256;
 
 /// Requests to the host, without those of a reader that reads nothing.
@@ -20,7 +20,7 @@ pub(crate) struct Passes {
     pub(crate) second: u64,
 }
 
-/// Makes the file in the root, restarts the guest so that nothing of it is cached, and reads it twice.
+/// Makes the file, restarts the guest so that nothing of it is cached, and reads it twice.
 pub(crate) fn passes(place: &Place, log: &Path) -> Result<Passes> {
     let seen = read(place, log);
     remove(place, NAME, log)?;
@@ -30,7 +30,7 @@ pub(crate) fn passes(place: &Place, log: &Path) -> Result<Passes> {
 fn read(place: &Place, log: &Path) -> Result<Passes> {
     let hull = |words: &[&str]| crate::output(&place.hull(words), log);
     hull(&[
-        "run", "-d", "--name", NAME, "--memory", "1g", "bench", "sleep", "infinity",
+        "run", "-d", "--name", NAME, "--memory", "1g", "-v", "/data", "bench", "sleep", "infinity",
     ])?;
     let count = format!("count={SIZE_MIB}");
     hull(&[
@@ -38,7 +38,7 @@ fn read(place: &Place, log: &Path) -> Result<Passes> {
         NAME,
         "dd",
         "if=/dev/zero",
-        "of=/file",
+        "of=/data/file",
         "bs=1M",
         &count,
     ])?;
@@ -46,7 +46,7 @@ fn read(place: &Place, log: &Path) -> Result<Passes> {
     hull(&["start", NAME])?;
     let requests = || inspect(place, NAME, log).map(|seen| seen.share_requests);
     let copy = |from: &str| hull(&["exec", NAME, "dd", from, "of=/dev/null", "bs=1M"]).map(drop);
-    let pass = || copy("if=/file");
+    let pass = || copy("if=/data/file");
     // The reader itself is then known to the guest, which still asks for its file capabilities
     // whenever it is executed.
     copy("if=/dev/null")?;
