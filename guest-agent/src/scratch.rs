@@ -20,11 +20,18 @@ use crate::mounts::{self, Options};
 use crate::sys;
 
 /// No thread fills tables in that a sparse disk has as zeroes, or reads maps before they are
-/// needed; what is deleted is the host's again.
-const OPTIONS: [&str; 3] = ["noinit_itable", "no_prefetch_block_bitmaps", "discard"];
+/// needed; extended attributes, which are few, aren't looked for to be shared; what is deleted is
+/// the host's again.
+const OPTIONS: [&str; 4] = [
+    "noinit_itable",
+    "no_prefetch_block_bitmaps",
+    "nombcache",
+    "discard",
+];
 
-/// Nobody will read the disk after a loss of power, so nothing is waited for on its way there.
-const FLEETING: &str = "nobarrier";
+/// Nobody will mount the disk again, so it needs no journal, and nothing is waited for on its way
+/// there.
+const FLEETING: [&str; 2] = ["noload", "nobarrier"];
 
 /// Mounts the disk, and the layers with it over them.
 ///
@@ -33,7 +40,7 @@ const FLEETING: &str = "nobarrier";
 pub(crate) fn mount(scratch: &Scratch) -> Result<(), Fault> {
     let mut options = OPTIONS.to_vec();
     if !scratch.durable {
-        options.push(FLEETING);
+        options.extend(FLEETING);
     }
     mounts::place(
         "ext4",

@@ -17,6 +17,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("umoci", "umoci"),
     ("skopeo", "skopeo"),
     ("docker-registry", "docker-registry"),
+    ("mke2fs", "e2fsprogs"),
 ];
 
 /// The registry of the demonstration, on the KVM host's loopback.

@@ -91,7 +91,8 @@ pub(super) fn run(
 ) -> Result<(), RehearsalError> {
     let scratch = vm.scratch.as_ref().map(|_| Scratch {
         layers: ROOT_NAME.to_owned(),
-        durable: true,
+        // As most have it that are started in numbers.
+        durable: false,
     });
     let furniture = Furniture {
         hostname: NAME,

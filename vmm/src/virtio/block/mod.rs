@@ -19,6 +19,8 @@ use crate::spec::MAX_BLOCK_SERIAL_BYTES;
 
 /// The unit of all that the protocol counts.
 const SECTOR_BYTES: u64 = 512;
+/// What guests are told to read and write at least, as the host's file systems do.
+const BLOCK_BYTES: u32 = 4096;
 /// Type, a reserved word, the sector.
 const HEADER_BYTES: usize = 16;
 /// Segments of one request: what a chain of 256 descriptors leaves beside header and status.
@@ -28,6 +30,7 @@ const MAX_RANGE_SECTORS: u32 = 1 << 21;
 
 const SEG_MAX: u64 = 1 << 2;
 const READ_ONLY: u64 = 1 << 5;
+const BLK_SIZE: u64 = 1 << 6;
 const FLUSH: u64 = 1 << 9;
 const DISCARD: u64 = 1 << 13;
 const WRITE_ZEROES: u64 = 1 << 14;
@@ -104,6 +107,12 @@ impl Block {
         })
     }
 
+    /// Whether the disk is whole blocks.
+    fn has_large_blocks(&self) -> bool {
+        self.sectors
+            .is_multiple_of(u64::from(BLOCK_BYTES) / SECTOR_BYTES)
+    }
+
     /// The configuration space up to the write-zeroes fields (virtio 1.3 §5.2.4).
     fn config(&self) -> [u8; 60] {
         let mut config = [0; 60];
@@ -114,6 +123,7 @@ impl Block {
         };
         put(0, &self.sectors.to_le_bytes());
         put(12, &MAX_SEGMENTS.to_le_bytes());
+        put(20, &BLOCK_BYTES.to_le_bytes());
         // discard: sectors, segments, alignment in sectors.
         put(36, &MAX_RANGE_SECTORS.to_le_bytes());
         put(40, &1u32.to_le_bytes());
@@ -328,7 +338,7 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        let common = SEG_MAX | FLUSH;
+        let common = SEG_MAX | FLUSH | if self.has_large_blocks() { BLK_SIZE } else { 0 };
         if self.read_only {
             common | READ_ONLY
         } else {

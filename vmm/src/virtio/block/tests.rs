@@ -173,6 +173,39 @@ fn its_configuration_is_the_disks() {
 }
 
 #[test]
+fn a_disk_of_whole_blocks_says_so() {
+    for (bytes, expected) in [(1 << 20, true), ((1 << 20) + 512, false)] {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(bytes).unwrap();
+        let disk = Block::new(file, false, "").unwrap();
+        assert_eq!(disk.features() & BLK_SIZE != 0, expected);
+        let mut size = [0; 4];
+        disk.read_config(20, &mut size);
+        assert_eq!(u32::from_le_bytes(size), 4096);
+    }
+}
+
+#[test]
+fn what_the_host_refuses_is_an_error_and_the_disk_goes_on() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), vec![7; 4096]).unwrap();
+    // The host lets nothing be written to it.
+    let opened = File::open(file.path()).unwrap();
+    let mut bench = Bench::new(Block::new(opened, false, "").unwrap());
+    let written = [Part::Read(vec![1; 512])];
+    assert_eq!(
+        status(&ask(&mut bench, REQUEST_OUT, 0, &written)),
+        STATUS_ERROR
+    );
+    assert_eq!(
+        status(&ask(&mut bench, REQUEST_DISCARD, 0, &[segment(0, 8, 0)])),
+        STATUS_ERROR
+    );
+    let used = ask(&mut bench, REQUEST_IN, 0, &[Part::Write(512)]);
+    assert_eq!((status(&used), used.written[0]), (STATUS_OK, 7));
+}
+
+#[test]
 fn its_state_survives() {
     let mut from = disk(false);
     ask(&mut from, REQUEST_OUT, 0, &[Part::Read(vec![1; 512])]);
