@@ -8,6 +8,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 
 use hull_vmm::bus::Sink;
+use hull_vmm::memory::Window;
 use hull_vmm::outcome::Outcome;
 use hull_vmm::spec::{FsSpec, NetSpec};
 use hull_vmm::testing::{Bench, FakeIrq, GuestQueue, Part, guest_ram};
@@ -58,7 +59,11 @@ pub(crate) fn registers(data: &[u8]) {
     file.set_len(64 << 10).unwrap();
     let device = Block::new(file, false, "scratch").unwrap();
     let outcome = Arc::new(Outcome::new().unwrap());
-    let board = Board { memory, outcome };
+    let board = Board {
+        memory,
+        window: None,
+        outcome,
+    };
     let poller = Poller::new().unwrap();
     let slot = Slot::new(0, Box::new(device), &board, &poller).unwrap();
     let mut input = Input(script);
@@ -159,16 +164,19 @@ pub(crate) fn fs(data: &[u8]) {
         0 => CachePolicy::Auto,
         _ => CachePolicy::Always,
     };
-    let export = FsExport::open("root", &share, choice & 2 != 0, cache).unwrap();
+    let mut export = FsExport::open("root", &share, choice & 2 != 0, cache).unwrap();
+    export.immutable = choice & 7 == 7;
+    let window = Window::reserve(16 << 20, 4 * Window::CHUNK).unwrap();
+    let window = (choice & 4 != 0).then(|| Arc::new(window));
     let spec = FsSpec {
         tag: "hull".to_owned(),
-        dax_window_bytes: 0,
+        dax_window_bytes: 4 * Window::CHUNK,
     };
     let limits = FsLimits {
         inodes: 64,
         handles: 32,
     };
-    let mut bench = Bench::new(Fs::new(&spec, vec![export], limits).unwrap());
+    let mut bench = Bench::new(Fs::new(&spec, vec![export], limits, window).unwrap());
     init(&mut bench);
     play(&mut bench, input, |parts| {
         let request = parts.iter().flat_map(|part| match part {

@@ -1,7 +1,8 @@
 //! Boots a kernel with a console on standard output: how one tries the machine by hand.
 //!
 //!     boot KERNEL [--initrd FILE] [--memory MIB] [--vcpus N] [--disk FILE]... [--serial]
-//!          [--share NAME=DIRECTORY[:ro][:auto]]... [--cmdline TEXT] [--seconds N]
+//!          [--share NAME=DIRECTORY[:ro][:auto][:immutable]]... [--window MIB] [--cmdline TEXT]
+//!          [--seconds N]
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -21,6 +22,7 @@ struct Wanted {
     vcpus: u8,
     disks: Vec<String>,
     shares: Vec<String>,
+    window_mib: u64,
     serial: bool,
     cmdline: String,
     seconds: u64,
@@ -34,6 +36,7 @@ fn parse() -> Result<Wanted, String> {
         vcpus: 1,
         disks: Vec::new(),
         shares: Vec::new(),
+        window_mib: 0,
         serial: false,
         cmdline: "console=hvc0 reboot=k panic=-1".to_owned(),
         seconds: 0,
@@ -52,6 +55,7 @@ fn parse() -> Result<Wanted, String> {
             "--vcpus" => wanted.vcpus = u8::try_from(number(value()?)?).unwrap_or(u8::MAX),
             "--disk" => wanted.disks.push(value()?),
             "--share" => wanted.shares.push(value()?),
+            "--window" => wanted.window_mib = number(value()?)?,
             "--cmdline" => wanted.cmdline = value()?,
             "--seconds" => wanted.seconds = number(value()?)?,
             "--serial" => wanted.serial = true,
@@ -68,7 +72,7 @@ fn open(path: &str) -> Result<File, String> {
     File::open(path).map_err(|error| format!("cannot open {path}: {error}"))
 }
 
-/// `NAME=DIRECTORY[:ro][:auto]`.
+/// `NAME=DIRECTORY[:ro][:auto][:immutable]`.
 fn share(text: &str) -> io::Result<FsExport> {
     let (name, rest) = text.split_once('=').unwrap_or(("root", text));
     let mut parts = rest.split(':');
@@ -78,14 +82,18 @@ fn share(text: &str) -> io::Result<FsExport> {
         true => CachePolicy::Auto,
         false => CachePolicy::Always,
     };
-    FsExport::open(name, path, words.contains(&"ro"), cache)
+    let immutable = words.contains(&"immutable");
+    let read_only = immutable || words.contains(&"ro");
+    let mut export = FsExport::open(name, path, read_only, cache)?;
+    export.immutable = immutable;
+    Ok(export)
 }
 
 fn spec(wanted: &Wanted) -> VmSpec {
     let mut devices = vec![
         DeviceSpec::Fs(FsSpec {
             tag: "hull".to_owned(),
-            dax_window_bytes: 0,
+            dax_window_bytes: wanted.window_mib << 20,
         }),
         DeviceSpec::Vsock(VsockSpec { guest_cid: 3 }),
         DeviceSpec::Console,

@@ -17,6 +17,8 @@ pub const MAX_CMDLINE_BYTES: usize = 2048;
 pub const CMDLINE_RESERVE_BYTES: usize = 768;
 /// The longest tag of an fs device (virtio 1.3 §5.11.4).
 pub const MAX_FS_TAG_BYTES: usize = 36;
+/// The largest DAX window: each of its chunks is a mapping, and so a bounded resource.
+pub const MAX_DAX_WINDOW_BYTES: u64 = 2 << 30;
 /// The longest serial of a block device (virtio 1.3 §5.2.6).
 pub const MAX_BLOCK_SERIAL_BYTES: usize = 20;
 /// The lowest CID a guest may have; those below are the protocol's own (virtio 1.3 §5.10.4).
@@ -94,7 +96,8 @@ pub enum DeviceSpec {
 pub struct FsSpec {
     /// The name the guest mounts it by: 1 to [`MAX_FS_TAG_BYTES`] bytes.
     pub tag: String,
-    /// Size of the DAX window in bytes, a multiple of 2 MiB; 0 for none.
+    /// Size of the DAX window in bytes, a multiple of 2 MiB up to [`MAX_DAX_WINDOW_BYTES`]; 0
+    /// for none.
     #[serde(default)]
     pub dax_window_bytes: u64,
 }
@@ -157,8 +160,9 @@ pub enum SpecError {
     /// An fs tag that is empty, too long or has a zero byte.
     #[error("fs tag {0:?} isn't one of 1 to {MAX_FS_TAG_BYTES} bytes without a zero")]
     FsTag(String),
-    /// A DAX window that is no multiple of 2 MiB, or larger than 64 GiB.
-    #[error("DAX window of {0} bytes: possible are multiples of 2 MiB up to 64 GiB")]
+    /// A DAX window that is no multiple of 2 MiB, or too large.
+    #[error("DAX window of {0} bytes: possible are multiples of 2 MiB up to {max} MiB",
+        max = MAX_DAX_WINDOW_BYTES >> 20)]
     DaxWindow(u64),
     /// A CID that isn't a guest's.
     #[error("vsock guest CID {0} is reserved")]
@@ -219,7 +223,7 @@ impl DeviceSpec {
                     return Err(SpecError::FsTag(fs.tag.clone()));
                 }
                 let window = fs.dax_window_bytes;
-                if !window.is_multiple_of(2 << 20) || window > 64 << 30 {
+                if !window.is_multiple_of(2 << 20) || window > MAX_DAX_WINDOW_BYTES {
                     return Err(SpecError::DaxWindow(window));
                 }
             }

@@ -18,12 +18,12 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
 use vm_memory::{Address, GuestMemory, GuestMemoryRegion, MemoryRegionAddress};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, Window};
 
 /// The version of KVM's interface, the same since 2007.
 const API_VERSION: i32 = 12;
@@ -67,14 +67,19 @@ pub struct Vm {
     kvm: Kvm,
     /// Keeps the memory mapped for as long as the slots point at it.
     _memory: GuestRam,
+    _window: Option<Arc<Window>>,
 }
 
 impl Vm {
-    /// Creates a VM with an interrupt chip and `memory`, from an open /dev/kvm.
+    /// Creates a VM with an interrupt chip, `memory` and a window beside it, from an open /dev/kvm.
     ///
     /// # Errors
     /// [`KvmError`] naming the call that failed.
-    pub fn new(kvm: OwnedFd, memory: &GuestRam) -> Result<Self, KvmError> {
+    pub fn new(
+        kvm: OwnedFd,
+        memory: &GuestRam,
+        window: Option<&Arc<Window>>,
+    ) -> Result<Self, KvmError> {
         // SAFETY: the descriptor was owned by `kvm` and is handed over; if it isn't /dev/kvm,
         // the calls on it fail.
         let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
@@ -91,6 +96,7 @@ impl Vm {
             fd,
             kvm,
             _memory: Arc::clone(memory),
+            _window: window.cloned(),
         };
         for (slot, region) in memory.iter().enumerate() {
             let host = region
@@ -111,7 +117,25 @@ impl Vm {
             unsafe { vm.fd.set_user_memory_region(region) }
                 .map_err(refused("register guest memory"))?;
         }
+        if let Some(window) = window {
+            vm.register(window, memory.iter().count())?;
+        }
         Ok(vm)
+    }
+
+    /// Makes a window known, for good. A write to it is an access to a device that isn't there.
+    fn register(&self, window: &Window, slot: usize) -> Result<(), KvmError> {
+        let region = kvm_userspace_memory_region {
+            slot: u32::try_from(slot).unwrap_or(u32::MAX),
+            flags: KVM_MEM_READONLY,
+            guest_phys_addr: window.address(),
+            memory_size: window.length(),
+            userspace_addr: window.host_address(),
+        };
+        // SAFETY: the range is reserved by the window, which `self` keeps for as long as its VM
+        // exists, and lies above all of guest memory.
+        unsafe { self.fd.set_user_memory_region(region) }
+            .map_err(refused("register the window for files"))
     }
 
     /// What this host's KVM can show a guest of a processor.

@@ -237,6 +237,11 @@ impl Vcpu {
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                 return Ok(VcpuExit::Interrupted);
             }
+            // Of the window alone a part may be missing.
+            Err(error) if error.errno() == libc::EFAULT => {
+                let reason = "the guest reached for memory with nothing behind it";
+                return Ok(self.failed(reason.to_owned()));
+            }
             Err(error) => return Err(refused("run a vCPU")(error)),
         };
         Ok(match exit {

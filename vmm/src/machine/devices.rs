@@ -62,7 +62,9 @@ impl Devices {
         let device: Box<dyn DynDevice> = match spec {
             DeviceSpec::Fs(spec) => {
                 let exports = std::mem::take(&mut supplies.fs_exports);
-                let fs = Fs::new(spec, exports, supplies.fs_limits).map_err(failed("fs"))?;
+                let limits = supplies.fs_limits;
+                let window = board.window.clone();
+                let fs = Fs::new(spec, exports, limits, window).map_err(failed("fs"))?;
                 self.fs_stats = Some(fs.stats());
                 self.shares = Some(fs.shares());
                 Box::new(fs)

@@ -29,9 +29,9 @@ use crate::boot::{self, BootError, Image};
 use crate::bus::{Bus, line_of};
 use crate::kvm::vcpu::Vcpu;
 use crate::kvm::{KvmError, Vm};
-use crate::memory::{self, GuestRam, MemoryError, MemoryImage, Observer, WorkingSet};
+use crate::memory::{self, GuestRam, MemoryError, MemoryImage, Observer, Window, WorkingSet};
 use crate::outcome::{Outcome, VmExit};
-use crate::spec::{Checked, VmSpec};
+use crate::spec::{Checked, DeviceSpec, VmSpec};
 use crate::vcpu::Vcpus;
 use crate::virtio::device::RestoreError;
 use crate::virtio::fs::{FsExport, FsLimits, FsStats, Shares};
@@ -149,7 +149,8 @@ impl Machine {
     /// Puts memory, devices and vCPUs together.
     fn assemble(spec: &VmSpec, host: Host) -> Result<Self, BuildError> {
         let (memory, memory_file) = memory::map_ram(&spec.memory, host.memory)?;
-        let vm = Vm::new(host.kvm, &memory)?;
+        let window = reserve_window(spec)?;
+        let vm = Vm::new(host.kvm, &memory, window.as_ref())?;
         let no_fd = |source| BuildError::Host {
             what: "make an event descriptor",
             source,
@@ -161,6 +162,7 @@ impl Machine {
         };
         let board = Board {
             memory: Arc::clone(&memory),
+            window,
             outcome: Arc::clone(&outcome),
         };
         let mut supplies = Supplies {
@@ -366,6 +368,16 @@ impl Machine {
     pub fn memory_file(&self) -> Option<&Arc<File>> {
         self.memory_file.as_ref()
     }
+}
+
+/// The window that the spec's fs device asks for.
+fn reserve_window(spec: &VmSpec) -> Result<Option<Arc<Window>>, MemoryError> {
+    let mut lengths = spec.devices.iter().filter_map(|device| match device {
+        DeviceSpec::Fs(fs) if fs.dax_window_bytes > 0 => Some(fs.dax_window_bytes),
+        _ => None,
+    });
+    let reserve = |length| Window::reserve(spec.memory.size_bytes, length).map(Arc::new);
+    lengths.next().map(reserve).transpose()
 }
 
 impl Drop for Machine {

@@ -5,14 +5,16 @@
 //!
 //! ```text
 //! 0 ──────── 3 GiB ░░░ gap: virtio-mmio, I/O APIC, local APIC ░░░ 4 GiB ────────
-//!   low RAM                                                        high RAM
+//!   low RAM                                                        high RAM, window
 //! ```
 #![expect(unsafe_code, reason = "advice about the mappings of guest RAM")]
 
 mod image;
+mod window;
 mod working_set;
 
 pub use self::image::MemoryImage;
+pub use self::window::Window;
 pub use self::working_set::{Observer, WorkingSet};
 
 use std::ffi::c_void;
@@ -70,6 +72,15 @@ pub enum MemoryError {
         wanted: u64,
         /// Size of the file given; 0 when there is none.
         given: u64,
+    },
+    /// The host won't keep addresses free for a window.
+    #[error("cannot reserve a window of {length} bytes")]
+    Window {
+        /// Its length.
+        length: u64,
+        /// What `mmap(2)` says.
+        #[source]
+        source: io::Error,
     },
     /// The pieces don't make an address space: a bug in the layout.
     #[error("cannot lay guest memory out")]

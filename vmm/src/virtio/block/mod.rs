@@ -233,6 +233,9 @@ impl Block {
     ) -> Result<(), Failure> {
         self.file.seek(SeekFrom::Start(sector * SECTOR_BYTES))?;
         self.dirty |= write;
+        if write && chain.reaches_window() {
+            return Ok(chain.copy_to(HEADER_BYTES, length as usize, &mut self.file)??);
+        }
         let memory = chain.memory();
         let spans = if write {
             chain.readable_spans(HEADER_BYTES, length as usize)?

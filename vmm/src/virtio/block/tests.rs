@@ -1,9 +1,13 @@
 //! The disk against scripted queues.
 
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use vm_memory::{Bytes as _, GuestAddress};
 
 use super::*;
-use crate::testing::{Bench, Part, Used, persist_roundtrip};
+use crate::memory::Window;
+use crate::testing::{Bench, NEXT, Part, RawDescriptor, Used, WRITE, persist_roundtrip};
 
 const DISK_BYTES: u64 = 1 << 20;
 
@@ -57,6 +61,59 @@ fn what_is_written_is_read_back() {
     assert_eq!(used.written[..2048], data);
     let used = ask(&mut bench, REQUEST_IN, 0, &[Part::Write(512)]);
     assert_eq!(&used.written[..12], b"first sector");
+}
+
+/// A guest writes to the disk what a file shows that it has mapped: no copy of it is in RAM.
+#[test]
+fn a_file_of_the_window_is_written_to_the_disk() {
+    let mut bench = disk(false);
+    let window = Window::reserve(16 << 20, Window::CHUNK).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    let data: Vec<u8> = (0..8192u32).map(|n| (n / 7) as u8).collect();
+    file.write_all_at(&data, 0).unwrap();
+    window.show(0, &file, 0, 8192).unwrap();
+    let address = window.address() + 512;
+    let queue = bench.queues.remove(0);
+    bench.queues.push(queue.with_window(Some(Arc::new(window))));
+    let write = |bench: &mut Bench<Block>, address| {
+        let guest = &mut bench.guest[0];
+        let (request, status) = (guest.allocate(16), guest.allocate(1));
+        let bytes = [1, 3 << 32].map(u64::to_le_bytes).concat();
+        let sector = 3_u64.to_le_bytes();
+        bench
+            .memory
+            .write_slice(&bytes[..8], GuestAddress(request))
+            .unwrap();
+        bench
+            .memory
+            .write_slice(&sector, GuestAddress(request + 8))
+            .unwrap();
+        let chain = [
+            (request, 16, NEXT),
+            (address, 4096, NEXT),
+            (status, 1, WRITE),
+        ];
+        for (index, (address, length, flags)) in (0..).zip(chain) {
+            let next = index + 1;
+            guest.write_descriptor(
+                index,
+                RawDescriptor {
+                    address,
+                    length,
+                    flags,
+                    next,
+                },
+            );
+        }
+        guest.publish(0);
+        let served = bench.kick(0);
+        served.map(|()| bench.memory.read_obj::<u8>(GuestAddress(status)).unwrap())
+    };
+    assert_eq!(write(&mut bench, address).unwrap(), STATUS_OK);
+    let used = ask(&mut bench, REQUEST_IN, 3, &[Part::Write(4096)]);
+    assert_eq!(used.written[..4096], data[512..4608]);
+    // What is not there stops the device, and nothing else.
+    assert!(write(&mut bench, address + 8192).is_err());
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuse_backend_rs::abi::fuse_abi::{stat64, statvfs64};
+use fuse_backend_rs::abi::fuse_abi::{Attr, AttrOut, stat64, statvfs64};
 use fuse_backend_rs::api::filesystem::{
     Context, FileSystem, GetxattrReply, ListxattrReply, SetattrValid,
 };
@@ -40,6 +40,22 @@ impl FileSystem for Figures {
 impl Tree {
     pub(super) fn attributes(&self, id: u64) -> io::Result<(stat64, Duration)> {
         self.attributes_locked(&mut self.lock(), id)
+    }
+
+    /// `FUSE_GETATTR`, whose answer from the parser would lack [`Tree::flags_of`] the file.
+    pub(super) fn attributes_told(&self, id: u64) -> io::Result<AttrOut> {
+        let mut state = self.lock();
+        let (attributes, timeout) = self.attributes_locked(&mut state, id)?;
+        let flags = match state.nodes.get(id) {
+            Ok(node) => self.flags_of(&*self.export(node.export)?, &attributes),
+            Err(_) => 0,
+        };
+        Ok(AttrOut {
+            attr_valid: timeout.as_secs(),
+            attr_valid_nsec: timeout.subsec_nanos(),
+            dummy: 0,
+            attr: Attr::with_flags(attributes, flags),
+        })
     }
 
     fn attributes_locked(&self, state: &mut State, id: u64) -> io::Result<(stat64, Duration)> {

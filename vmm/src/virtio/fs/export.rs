@@ -50,6 +50,11 @@ pub struct FsExport {
     pub read_only: bool,
     /// Who else writes to it.
     pub cache: CachePolicy,
+    /// Its files never change, whoever may, for as long as the guest can see them: large ones
+    /// are shown as the host's own pages where the device has a DAX window. Whoever says so is
+    /// answerable for it; a file that is cut nevertheless ends the guest that looks behind its
+    /// new end. Takes `read_only` and [`CachePolicy::Always`].
+    pub immutable: bool,
 }
 
 impl FsExport {
@@ -65,10 +70,11 @@ impl FsExport {
             directory,
             read_only,
             cache,
+            immutable: false,
         })
     }
 
-    /// Checks the name and the directory.
+    /// Checks the name, the rights and the directory.
     pub(super) fn check(&self) -> io::Result<()> {
         let name = self.name.as_bytes();
         if !is_component(name) {
@@ -76,6 +82,9 @@ impl FsExport {
                 io::ErrorKind::InvalidInput,
                 BadName(self.name.clone()),
             ));
+        }
+        if self.immutable && !(self.read_only && self.cache == CachePolicy::Always) {
+            return Err(Errno::INVAL.into());
         }
         let status =
             rustix::fs::statx(&self.directory, c"", AtFlags::EMPTY_PATH, StatxFlags::TYPE)?;

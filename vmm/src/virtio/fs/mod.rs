@@ -13,6 +13,7 @@
 
 mod attributes;
 mod contents;
+mod dax;
 mod directories;
 mod export;
 mod files;
@@ -31,7 +32,7 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use fuse_backend_rs::abi::fuse_abi::{EntryOut, OpenOut};
+use fuse_backend_rs::abi::fuse_abi::{EntryOut, InitOut, OpenOut};
 use fuse_backend_rs::api::server::Server;
 use fuse_backend_rs::transport::{Reader, VirtioFsWriter, Writer};
 use rustix::io::Errno;
@@ -39,15 +40,18 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use vm_memory::ByteValued;
 
+use self::dax::Wanted;
 pub use self::export::{CachePolicy, FsExport};
 use self::names::Making;
 pub use self::saved::MountState;
 pub use self::stats::FsStats;
 use self::tree::Tree;
 use super::device::{
-    Activation, DeviceError, Persist, RestoreError, Unsaveable, VirtioDevice, read_config_bytes,
+    Activation, DeviceError, Persist, RestoreError, SharedMemory, Unsaveable, VirtioDevice,
+    read_config_bytes,
 };
 use super::queue::{Chain, Queue, QueueError};
+use crate::memory::Window;
 use crate::spec::{FsSpec, MAX_FS_TAG_BYTES};
 
 /// The queue for urgent requests and the one for all others (virtio 1.3 §5.11.2).
@@ -61,8 +65,16 @@ const MAX_MESSAGE_BYTES: usize = (1 << 20) + 4096;
 const IN_HEADER_BYTES: usize = 40;
 const OUT_HEADER_BYTES: usize = 16;
 
+/// `FUSE_GETATTR`, and `FUSE_INIT`, of whose answers the parser leaves out what DAX needs.
+const GETATTR: u32 = 3;
+const INIT: u32 = 26;
+
 /// `FUSE_DESTROY`, whose answer the parser doesn't count.
 const DESTROY: u32 = 38;
+
+/// `FUSE_SETUPMAPPING` and `FUSE_REMOVEMAPPING`: the parser's own look at neither bounds nor rights.
+const SETUPMAPPING: u32 = 48;
+const REMOVEMAPPING: u32 = 49;
 
 /// `FUSE_SYNCFS` and `FUSE_TMPFILE`, which the parser doesn't know.
 const SYNCFS: u32 = 50;
@@ -127,6 +139,7 @@ pub struct FsState {
 /// The file system device.
 pub struct Fs {
     tag: String,
+    window: Option<Arc<Window>>,
     tree: Arc<Tree>,
     server: Server<Arc<Tree>>,
     stats: Arc<FsStats>,
@@ -163,7 +176,7 @@ impl Shares {
 }
 
 impl Fs {
-    /// A device that shows `exports`.
+    /// A device that shows `exports`, large files of those that never change in `window`.
     ///
     /// To be built by the process that will serve it, while it sees `/proc`:
     /// files are opened through its own table of descriptors. Clears the
@@ -173,11 +186,18 @@ impl Fs {
     ///
     /// # Errors
     /// Names that can't be or are there twice, directories that aren't, no `/proc`.
-    pub fn new(spec: &FsSpec, exports: Vec<FsExport>, limits: FsLimits) -> io::Result<Self> {
+    pub fn new(
+        spec: &FsSpec,
+        exports: Vec<FsExport>,
+        limits: FsLimits,
+        window: Option<Arc<Window>>,
+    ) -> io::Result<Self> {
         rustix::process::umask(rustix::fs::Mode::empty());
-        let tree = Arc::new(Tree::new(exports, limits.within(raise_descriptors()?))?);
+        let limits = limits.within(raise_descriptors()?);
+        let tree = Arc::new(Tree::new(exports, limits, window.clone())?);
         Ok(Self {
             tag: spec.tag.clone(),
+            window,
             server: Server::new(Arc::clone(&tree)),
             tree,
             stats: Arc::default(),
@@ -220,14 +240,70 @@ impl Fs {
                 self.tree.unmount();
                 request.answer(chain, Ok(Vec::new()))
             }
+            GETATTR => {
+                let told = self.tree.attributes_told(request.node);
+                request.answer(chain, told.map(|told| told.as_slice().to_vec()))
+            }
+            SETUPMAPPING | REMOVEMAPPING if self.window.is_none() => {
+                request.fail(chain, Errno::NOSYS)
+            }
+            SETUPMAPPING => request.answer(chain, self.set_up_mapping(request, chain)),
+            REMOVEMAPPING => request.answer(chain, self.remove_mappings(chain)),
             SYNCFS => request.answer(chain, self.tree.sync_all().map(|()| Vec::new())),
             TMPFILE => request.answer(chain, self.make_temporary(request, chain)),
             _ if !request.is_parsed() => request.fail(chain, Errno::NOSYS),
             _ => match self.parse(chain) {
+                Some(written) if request.opcode == INIT => self.align(chain, written),
                 Some(written) => Ok(written),
                 None => request.fail(chain, Errno::INVAL),
             },
         }
+    }
+
+    /// Has the answer to a `FUSE_INIT` say what mappings are to be multiples of.
+    fn align(&self, chain: &Chain, written: usize) -> Result<usize, QueueError> {
+        const MAP_ALIGNMENT: usize =
+            OUT_HEADER_BYTES + std::mem::offset_of!(InitOut, map_alignment);
+        if self.window.is_some() && written > MAP_ALIGNMENT + 1 {
+            chain.write_at(MAP_ALIGNMENT, &dax::ALIGNMENT.to_le_bytes())?;
+        }
+        Ok(written)
+    }
+
+    /// `FUSE_SETUPMAPPING`: `struct fuse_setupmapping_in`, answered by a header alone.
+    fn set_up_mapping(&self, request: Request, chain: &Chain) -> io::Result<Vec<u8>> {
+        let wanted = chain.read_array(IN_HEADER_BYTES);
+        let wanted = Wanted::of(&wanted.map_err(|_| Errno::INVAL)?);
+        self.tree.set_up_mapping(request.node, wanted)?;
+        Ok(Vec::new())
+    }
+
+    /// `FUSE_REMOVEMAPPING`: `struct fuse_removemapping_in` and as many of
+    /// `struct fuse_removemapping_one` as it says, answered by a header alone.
+    fn remove_mappings(&self, chain: &Chain) -> io::Result<Vec<u8>> {
+        const RANGES: usize = IN_HEADER_BYTES + 4;
+        let count = chain
+            .read_array(IN_HEADER_BYTES)
+            .map_err(|_| Errno::INVAL)?;
+        let count = usize::try_from(u32::from_le_bytes(count)).map_err(|_| Errno::INVAL)?;
+        let fits = chain.readable_len() as usize == RANGES + count.saturating_mul(16);
+        if !fits || count > self.tree.most_ranges() {
+            return Err(Errno::INVAL.into());
+        }
+        let mut ranges = Vec::with_capacity(count);
+        for index in 0..count {
+            let at = |at| {
+                chain
+                    .read_array(RANGES + 16 * index + at)
+                    .map(u64::from_le_bytes)
+            };
+            match (at(0), at(8)) {
+                (Ok(place), Ok(length)) => ranges.push((place, length)),
+                _ => return Err(Errno::INVAL.into()),
+            }
+        }
+        self.tree.remove_mappings(&ranges)?;
+        Ok(Vec::new())
     }
 
     /// `FUSE_TMPFILE`: `struct fuse_create_in`, answered as `FUSE_CREATE` is.
@@ -383,5 +459,14 @@ impl VirtioDevice for Fs {
 
     fn reset(&mut self) {
         self.tree.unmount();
+    }
+
+    fn shared_memory(&self, id: u8) -> Option<SharedMemory> {
+        // virtio 1.3 §5.11.5: region 0 is the DAX window.
+        let window = self.window.as_ref().filter(|_| id == 0)?;
+        Some(SharedMemory {
+            base: window.address(),
+            length_bytes: window.length(),
+        })
     }
 }

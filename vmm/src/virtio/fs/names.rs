@@ -269,6 +269,9 @@ impl Tree {
     pub(super) fn forget_locked(&self, state: &mut State, id: u64, count: u64) {
         if state.nodes.forget(id, count) {
             state.files.forget(id);
+            if let Some(dax) = &mut state.dax {
+                dax.forget(id);
+            }
         }
     }
 }

@@ -20,6 +20,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Statx};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::dax::{Dax, Shown};
 use super::export::CachePolicy;
 use super::files::OpenFile;
 use super::nodes::{Node, ROOT, status};
@@ -41,6 +42,9 @@ pub struct MountState {
     nodes: Vec<NodeState>,
     next_handle: u64,
     handles: Vec<HandleState>,
+    /// What the guest sees in the device's window.
+    #[serde(default)]
+    shown: Vec<Shown>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,6 +161,7 @@ impl Tree {
             nodes,
             next_handle,
             handles,
+            shown: state.dax.as_ref().map_or_else(Vec::new, Dax::all),
         }))
     }
 
@@ -216,6 +221,10 @@ impl Tree {
         }
         for handle in &saved.handles {
             self.put_handle_back(&mut state, handle)?;
+        }
+        for &shown in &saved.shown {
+            self.map_again(&mut state, shown)
+                .map_err(|error| format!("a file can't be mapped again: {error}"))?;
         }
         state.nodes.go_on_from(saved.next_node);
         state.files.go_on_from(saved.next_handle);

@@ -21,9 +21,11 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::FsLimits;
+use super::dax::Dax;
 use super::export::{CachePolicy, FsExport, is_component, own_descriptors};
 use super::files::{Files, OpenFile};
 use super::nodes::{Node, Nodes, ROOT, Seen, root_attributes};
+use crate::memory::Window;
 
 /// What was agreed on at `FUSE_INIT`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +49,7 @@ pub(super) struct Export {
     pub(super) names: Vec<String>,
     pub(super) read_only: bool,
     pub(super) cache: CachePolicy,
+    pub(super) immutable: bool,
     pub(super) root: u64,
     /// It came while the guest ran, and may be gone at the next look.
     pub(super) passing: bool,
@@ -61,26 +64,35 @@ pub(super) struct State {
     pub(super) session: Session,
     pub(super) nodes: Nodes,
     pub(super) files: Files,
+    /// Where files can be shown, if there is such a place.
+    pub(super) dax: Option<Dax>,
 }
 
 #[derive(Debug)]
 pub(super) struct Tree {
     exports: RwLock<Exports>,
     own_descriptors: File,
+    has_window: bool,
     state: Mutex<State>,
 }
 
 impl Tree {
     /// # Errors
     /// Names that can't be, names twice, directories that aren't.
-    pub(super) fn new(exports: Vec<FsExport>, limits: FsLimits) -> io::Result<Self> {
+    pub(super) fn new(
+        exports: Vec<FsExport>,
+        limits: FsLimits,
+        window: Option<Arc<Window>>,
+    ) -> io::Result<Self> {
         let tree = Self {
             exports: RwLock::default(),
             own_descriptors: own_descriptors()?,
+            has_window: window.is_some(),
             state: Mutex::new(State {
                 session: Session::Unmounted,
                 nodes: Nodes::new(limits.inodes),
                 files: Files::new(limits.handles),
+                dax: window.map(Dax::new),
             }),
         };
         for export in exports {
@@ -128,6 +140,7 @@ impl Tree {
         for known in exports.iter_mut().flatten() {
             if known.read_only == export.read_only
                 && known.cache == export.cache
+                && known.immutable == export.immutable
                 && state.nodes.is_at(known.root, &export.directory)?
             {
                 Arc::make_mut(known).names.push(export.name);
@@ -140,6 +153,7 @@ impl Tree {
             names: vec![export.name],
             read_only: export.read_only,
             cache: export.cache,
+            immutable: export.immutable,
             root: state.nodes.pin(index, export.directory)?,
             passing,
         });
@@ -162,9 +176,14 @@ impl Tree {
                 .retain(|name| !names.contains(name));
             if export.names.is_empty() {
                 *slot = None;
-                let State { nodes, files, .. } = &mut *state;
+                let State {
+                    nodes, files, dax, ..
+                } = &mut *state;
                 for node in nodes.drop_export(index) {
                     files.close_all(node);
+                    if let Some(dax) = dax {
+                        dax.blank(node);
+                    }
                 }
             }
         }
@@ -176,6 +195,11 @@ impl Tree {
 
     fn exports_mut(&self) -> RwLockWriteGuard<'_, Exports> {
         self.exports.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there is a place to show files at.
+    pub(super) fn has_window(&self) -> bool {
+        self.has_window
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -216,6 +240,8 @@ impl Tree {
         options.set(FsOptions::ATOMIC_O_TRUNC, !no_open);
         options.set(FsOptions::ZERO_MESSAGE_OPENDIR, no_opendir);
         options.set(FsOptions::CACHE_SYMLINKS, ours_alone);
+        let shows_files = FsOptions::PERFILE_DAX | FsOptions::MAP_ALIGNMENT;
+        options.set(shows_files, self.has_window);
         // Contents the guest holds are never wrong, whatever their size and time
         // become. Else they are dropped at the next opening, or when the size changed.
         options.set(FsOptions::EXPLICIT_INVAL_DATA, ours_alone);
@@ -227,6 +253,9 @@ impl Tree {
     pub(super) fn unmount(&self) {
         let mut state = self.lock();
         state.session = Session::Unmounted;
+        if let Some(dax) = &mut state.dax {
+            dax.clear_all();
+        }
         state.files.clear();
         state.nodes.clear();
     }
@@ -279,13 +308,14 @@ impl Tree {
 
     /// The guest is told of what `seen` is.
     pub(super) fn entry(&self, export: usize, seen: Seen) -> io::Result<Entry> {
-        let cache = self.export(export)?.cache;
-        let (entry_timeout, attr_timeout) = cache.timeouts(seen.kind == FileType::Directory);
+        let export = self.export(export)?;
+        let is_directory = seen.kind == FileType::Directory;
+        let (entry_timeout, attr_timeout) = export.cache.timeouts(is_directory);
         Ok(Entry {
             inode: seen.id,
             generation: 0,
             attr: seen.attributes,
-            attr_flags: 0,
+            attr_flags: self.flags_of(&export, &seen.attributes),
             attr_timeout,
             entry_timeout,
         })

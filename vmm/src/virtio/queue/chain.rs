@@ -1,14 +1,15 @@
 //! A descriptor chain, walked once and checked: buffers in guest RAM, and access to them.
 
 use std::io;
+use std::sync::Arc;
 
 use virtio_queue::DescriptorChain;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemory};
 
 use super::{MAX_CHAIN_DESCRIPTORS, QueueError};
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, Window};
 
-/// A buffer of a chain: it lies in guest RAM.
+/// A buffer of a chain: it lies in guest RAM or, if it is to be read, in the window for files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Buffer {
     /// Guest-physical address.
@@ -21,6 +22,9 @@ pub struct Buffer {
 pub struct Chain {
     descriptors: DescriptorChain<GuestRam>,
     memory: GuestRam,
+    window: Option<Arc<Window>>,
+    /// A buffer lies in the window.
+    reaches_window: bool,
     buffers: Vec<Buffer>,
     /// How many of `buffers`, from the start, are readable.
     readable: usize,
@@ -32,11 +36,14 @@ impl Chain {
     pub(super) fn new(
         descriptors: DescriptorChain<GuestRam>,
         memory: GuestRam,
+        window: Option<Arc<Window>>,
     ) -> Result<Self, QueueError> {
         let head = descriptors.head_index();
         let mut chain = Self {
             descriptors: descriptors.clone(),
             memory,
+            window,
+            reaches_window: false,
             buffers: Vec::with_capacity(4),
             readable: 0,
             readable_len: 0,
@@ -68,7 +75,12 @@ impl Chain {
         }
         let in_memory = usize::try_from(buffer.length)
             .is_ok_and(|length| self.memory.check_range(buffer.address, length));
-        if !in_memory {
+        let in_window = |window: &Arc<Window>| {
+            window.contains(buffer.address.raw_value(), buffer.length.into())
+        };
+        let is_shown = !in_memory && !writable && self.window.as_ref().is_some_and(in_window);
+        self.reaches_window |= is_shown;
+        if !in_memory && !is_shown {
             return Err(QueueError::Buffer {
                 chain: head,
                 address: buffer.address.raw_value(),
@@ -121,7 +133,14 @@ impl Chain {
         self.buffers.get(self.readable..).unwrap_or_default()
     }
 
-    /// Guest RAM, where the buffers lie.
+    /// Whether a buffer lies in the window for files: [`Chain::read_at`] and [`Chain::copy_to`]
+    /// read it, nothing else does.
+    #[must_use]
+    pub fn reaches_window(&self) -> bool {
+        self.reaches_window
+    }
+
+    /// Guest RAM, where the other buffers lie.
     #[must_use]
     pub fn memory(&self) -> &GuestRam {
         &self.memory
@@ -160,11 +179,20 @@ impl Chain {
         let mut done = 0;
         for (address, length) in spans(self.readable(), offset, data.len())? {
             if let Some(part) = data.get_mut(done..done + length) {
-                self.memory.read_slice(part, address)?;
+                self.read_span(part, address)?;
             }
             done += length;
         }
         Ok(())
+    }
+
+    fn read_span(&self, part: &mut [u8], address: GuestAddress) -> Result<(), QueueError> {
+        match (self.memory.read_slice(part, address), &self.window) {
+            (Err(_), Some(window)) if self.reaches_window => window
+                .read(address.raw_value(), part)
+                .map_err(QueueError::Window),
+            (read, _) => Ok(read?),
+        }
     }
 
     /// A fixed number of bytes from `offset` of the readable ones.

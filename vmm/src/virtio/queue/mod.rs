@@ -20,7 +20,7 @@ use virtio_queue::{Queue as Ring, QueueOwnedT, QueueState as RingState, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap};
 
 pub use self::chain::{Buffer, Chain, Spans};
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, Window};
 
 /// The longest chain, in descriptors, counting those of an indirect table.
 ///
@@ -73,6 +73,9 @@ pub enum QueueError {
         /// Bytes in all.
         have: usize,
     },
+    /// A buffer lies where the window for files shows nothing.
+    #[error("descriptor chain has a buffer in a window that shows nothing there")]
+    Window(#[source] std::io::Error),
     /// Guest RAM refused an access that was checked before: the memory map changed.
     #[error("guest memory refused an access")]
     Memory(#[from] GuestMemoryError),
@@ -112,6 +115,7 @@ pub struct Queue {
     ring: Ring,
     index: usize,
     memory: GuestRam,
+    window: Option<Arc<Window>>,
     interrupt: Arc<dyn Interrupt>,
 }
 
@@ -146,8 +150,15 @@ impl Queue {
             ring,
             index,
             memory,
+            window: None,
             interrupt,
         })
+    }
+
+    /// The same, whose chains may have the device read from what a window shows.
+    #[must_use]
+    pub fn with_window(self, window: Option<Arc<Window>>) -> Self {
+        Self { window, ..self }
     }
 
     /// The queue's position, as a snapshot keeps it.
@@ -202,7 +213,7 @@ impl Queue {
         };
         // The iterator also ends when the ring can't be read; `new` made sure it can.
         descriptors
-            .map(|descriptors| Chain::new(descriptors, Arc::clone(&self.memory)))
+            .map(|chain| Chain::new(chain, Arc::clone(&self.memory), self.window.clone()))
             .transpose()
     }
 

@@ -75,6 +75,56 @@ fn buffers_are_read_and_written_across_their_borders() {
     }
 }
 
+/// A window whose first chunk shows a file of `bytes`.
+fn window_of(bytes: &[u8]) -> Arc<Window> {
+    let window = Window::reserve(RAM_BYTES, 2 * Window::CHUNK).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, bytes, 0).unwrap();
+    window.show(0, &file, 0, bytes.len() as u64).unwrap();
+    Arc::new(window)
+}
+
+#[test]
+fn what_the_window_shows_is_read_and_never_written() {
+    let window = window_of(b"some file");
+    let (there, end) = (window.address(), window.address() + window.length());
+    let pop = |descriptors: &[RawDescriptor]| {
+        let (mut guest, queue, _) = pair(8);
+        guest.write_descriptor(0, descriptor(0x20_0000, 4, NEXT, 1));
+        for (index, descriptor) in (1..).zip(descriptors) {
+            guest.write_descriptor(index, *descriptor);
+        }
+        guest.publish(0);
+        queue.with_window(Some(Arc::clone(&window))).pop()
+    };
+    let chain = pop(&[descriptor(there + 5, 4, 0, 0)]).unwrap().unwrap();
+    let mut bytes = [7; 8];
+    chain.read_at(0, &mut bytes).unwrap();
+    assert_eq!(&bytes, b"\0\0\0\0file");
+    assert!(chain.reaches_window());
+    let mut copied = Vec::new();
+    chain.copy_to(4, 4, &mut copied).unwrap().unwrap();
+    assert_eq!(copied, b"file");
+    // A buffer to be written, one that ends beyond the window, one before it.
+    for refused in [
+        descriptor(there, 4, WRITE, 0),
+        descriptor(end - 2, 4, 0, 0),
+        descriptor(there - 2, 4, 0, 0),
+        descriptor(u64::MAX - 2, 2, 0, 0),
+    ] {
+        assert!(matches!(pop(&[refused]), Err(QueueError::Buffer { .. })));
+    }
+    // Where nothing is shown there is nothing to be read.
+    let empty = pop(&[descriptor(end - 4, 4, 0, 0)]).unwrap().unwrap();
+    assert!(matches!(
+        empty.read_at(0, &mut bytes),
+        Err(QueueError::Window(_))
+    ));
+    // Without a window it is as any other address outside RAM.
+    let alone = [descriptor(there, 4, 0, 0)];
+    assert!(matches!(self::pop(&alone), Err(QueueError::Buffer { .. })));
+}
+
 #[test]
 fn chains_handed_back_together_raise_one_interrupt_if_it_was_asked_for_among_them() {
     for (event, raised) in [(7, 0), (8, 0), (9, 1), (10, 1), (11, 1), (12, 0)] {

@@ -27,7 +27,7 @@ use self::registers::{FEATURES_OK, Registers, fresh_queues, half};
 use super::device::{Activation, DeviceError, DynDevice, Readiness, RestoreError};
 use super::queue::{Interrupt, Queue, QueueState};
 use super::worker::{DeviceWakers, Poller};
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, Window};
 use crate::outcome::{Outcome, VmExit, lock};
 
 /// Size of a device's register window in bytes.
@@ -117,6 +117,7 @@ pub struct Slot {
     line: Arc<Line>,
     doorbells: Vec<OwnedFd>,
     memory: GuestRam,
+    window: Option<Arc<Window>>,
     poller: Arc<Poller>,
     outcome: Arc<Outcome>,
     shared: Mutex<Shared>,
@@ -127,6 +128,8 @@ pub struct Slot {
 pub struct Board {
     /// Guest RAM.
     pub memory: GuestRam,
+    /// Where the guest sees files beside it.
+    pub window: Option<Arc<Window>>,
     /// Where a device that can't live any longer reports.
     pub outcome: Arc<Outcome>,
 }
@@ -158,6 +161,7 @@ impl Slot {
             line: Arc::new(line),
             doorbells,
             memory: Arc::clone(&board.memory),
+            window: board.window.clone(),
             poller: Arc::clone(poller),
             outcome: Arc::clone(&board.outcome),
             shared: Mutex::new(Shared {
@@ -306,12 +310,9 @@ impl Slot {
                 ..*state
             };
             let interrupt: Arc<dyn Interrupt> = Arc::<Line>::clone(&self.line);
-            queues.push(Queue::new(
-                &state,
-                index,
-                Arc::clone(&self.memory),
-                interrupt,
-            )?);
+            let memory = Arc::clone(&self.memory);
+            let queue = Queue::new(&state, index, memory, interrupt)?;
+            queues.push(queue.with_window(self.window.clone()));
         }
         let wakers = Arc::new(DeviceWakers::new(Arc::clone(&self.poller), self.index));
         shared.wakers = Some(Arc::clone(&wakers));

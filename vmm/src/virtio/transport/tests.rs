@@ -21,6 +21,7 @@ impl Driver {
         let memory = guest_ram(4 << 20);
         let outcome = Arc::new(Outcome::new().unwrap());
         let board = Board {
+            window: None,
             memory: Arc::clone(&memory),
             outcome,
         };
@@ -196,6 +197,7 @@ fn a_restored_slot_goes_on_where_the_saved_one_stood() {
 
     let memory = Arc::clone(lock(&driver.slot.shared).queues[0].memory());
     let board = Board {
+        window: None,
         memory,
         outcome: Arc::new(Outcome::new().unwrap()),
     };

@@ -2,6 +2,7 @@
 //! real directories.
 
 mod attacks;
+mod dax;
 mod operations;
 mod saved;
 
@@ -47,6 +48,9 @@ pub(super) const LSEEK: u32 = 46;
 
 /// What Linux 6.12 offers at `FUSE_INIT`, but for what needs an extended answer.
 const CAPABLE: u32 = 0x73ff_fffb;
+
+/// The same, of the second half of its flags: it would have files shown that the host chooses.
+const HAS_INODE_DAX: u32 = 1 << 1;
 
 pub(super) type Answer = Result<Vec<u8>, i32>;
 
@@ -104,11 +108,19 @@ pub(super) struct Guest {
 
 impl Guest {
     pub(super) fn unmounted(exports: Vec<FsExport>, limits: FsLimits) -> Self {
+        Self::with_window(exports, limits, None)
+    }
+
+    pub(super) fn with_window(
+        exports: Vec<FsExport>,
+        limits: FsLimits,
+        window: Option<Arc<Window>>,
+    ) -> Self {
         let spec = FsSpec {
             tag: "hull".to_owned(),
             dax_window_bytes: 0,
         };
-        let mut device = Fs::new(&spec, exports, limits).unwrap();
+        let mut device = Fs::new(&spec, exports, limits, window).unwrap();
         let memory = guest_ram(80 << 20);
         let irq = Arc::new(FakeIrq::default());
         let rooms = [(1 << 20, 4 << 20), (8 << 20, 70 << 20)];
@@ -146,7 +158,7 @@ impl Guest {
     }
 
     pub(super) fn mount(&mut self) -> Vec<u8> {
-        let mut init = words(&[7, 41, 65_536, CAPABLE]);
+        let mut init = words(&[7, 41, 65_536, CAPABLE, HAS_INODE_DAX]);
         init.resize(64, 0);
         self.call(INIT, 0, &init, 64).unwrap()
     }

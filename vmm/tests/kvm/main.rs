@@ -10,6 +10,8 @@
     reason = "test code: a failure is the test's"
 )]
 
+mod window;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
