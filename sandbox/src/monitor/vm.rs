@@ -120,7 +120,7 @@ pub(super) struct Watch {
 fn spec(vm: &PlannedVm, network: &Joined, backing: MemoryBacking) -> VmSpec {
     let shares = DeviceSpec::Fs(FsSpec {
         tag: SHARES_TAG.to_owned(),
-        dax_window_bytes: 0,
+        dax_window_bytes: vm.window_bytes,
     });
     let streams = DeviceSpec::Vsock(VsockSpec {
         guest_cid: u64::from(GUEST_CID),
@@ -284,6 +284,8 @@ fn export(share: SharedDirectory) -> FsExport {
             true => CachePolicy::Always,
             false => CachePolicy::Auto,
         },
+        // Neither the guest nor anybody else writes to it.
+        immutable: share.read_only && share.exclusive,
     }
 }
 

@@ -23,6 +23,10 @@ const SCRATCH_UNIT: u64 = 1 << 20;
 /// Guest memory comes in pages of this size, in bytes.
 const MEMORY_UNIT: u64 = 2 << 20;
 
+/// The smallest and the largest window.
+const LEAST_WINDOW_BYTES: u64 = 64 << 20;
+const MOST_WINDOW_BYTES: u64 = 1 << 30;
+
 /// What one VM can have, whatever the host has (`hull_vmm::spec::MAX_VCPUS`).
 const MOST_VCPUS: u32 = 32;
 
@@ -42,15 +46,20 @@ pub(crate) fn plan(
 ) -> Result<PlannedVm, PlanError> {
     let (vcpus, cpu_quota) = processors(request.cpus.unwrap_or(settings.defaults.cpus), facts)?;
     let assets = &settings.assets;
+    let memory_bytes = request.memory_bytes;
+    let memory_bytes = memory(
+        memory_bytes.unwrap_or(settings.defaults.memory_bytes),
+        facts,
+    )?;
     Ok(PlannedVm {
         vcpus,
         cpu_quota,
-        memory_bytes: memory(
-            request
-                .memory_bytes
-                .unwrap_or(settings.defaults.memory_bytes),
-            facts,
-        )?,
+        memory_bytes,
+        window_bytes: match request.root {
+            Root::Image(_) => window(memory_bytes),
+            // Whoever made it may change it.
+            Root::Directory(_) => 0,
+        },
         kernel: if request.debug {
             assets.kernel_debug.clone()
         } else {
@@ -115,6 +124,14 @@ fn memory(asked: u64, facts: &HostFacts) -> Result<u64, PlanError> {
     Ok(asked.next_multiple_of(MEMORY_UNIT))
 }
 
+/// A half of the memory, within bounds: a guest has 1/64 of the window in its memory, to describe
+/// it.
+fn window(memory_bytes: u64) -> u64 {
+    (memory_bytes / 2)
+        .next_multiple_of(MEMORY_UNIT)
+        .clamp(LEAST_WINDOW_BYTES, MOST_WINDOW_BYTES)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,6 +157,15 @@ mod tests {
         for asked in [0.0, -1.0, 2.5, f64::NAN, f64::INFINITY] {
             assert!(processors(asked, &facts()).is_err(), "{asked}");
         }
+    }
+
+    #[test]
+    fn a_window_follows_from_memory() {
+        let mib = |memory: u64| window(memory << 20) >> 20;
+        assert_eq!(
+            [64, 200, 202, 512, 8192].map(mib),
+            [64, 100, 102, 256, 1024]
+        );
     }
 
     #[test]

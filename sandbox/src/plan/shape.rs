@@ -152,6 +152,9 @@ pub struct PlannedVm {
     pub cpu_quota: Option<f64>,
     /// Guest memory in bytes.
     pub memory_bytes: u64,
+    /// Bytes of the guest's address space in which it sees files of unchanging shares.
+    #[serde(default)]
+    pub window_bytes: u64,
     /// The guest kernel.
     pub kernel: PathBuf,
     /// The guest's first root.

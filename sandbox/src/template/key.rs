@@ -53,6 +53,7 @@ pub(crate) struct Key {
     /// The size of its disk; none if it has no disk.
     pub(super) scratch_bytes: u64,
     pub(super) memory_bytes: u64,
+    window_bytes: u64,
 }
 
 /// What a guest stands on that was saved while it ran: all else it has with it.
@@ -139,6 +140,7 @@ impl Key {
             cards,
             scratch_bytes: vm.scratch.as_ref().map_or(0, |scratch| scratch.bytes),
             memory_bytes: vm.memory_bytes,
+            window_bytes: vm.window_bytes,
         })
     }
 
@@ -151,7 +153,7 @@ impl Key {
             (file.modified, file.changed).hash(&mut hasher);
         }
         (&self.cmdline, self.vcpus, self.cards).hash(&mut hasher);
-        (self.scratch_bytes, self.memory_bytes).hash(&mut hasher);
+        (self.scratch_bytes, self.memory_bytes, self.window_bytes).hash(&mut hasher);
         format!("{:016x}", hasher.finish())
     }
 }
@@ -189,6 +191,7 @@ pub(super) fn sample(memory_bytes: u64) -> Key {
         cards: 0,
         scratch_bytes: 0,
         memory_bytes,
+        window_bytes: 0,
     }
 }
 
@@ -201,7 +204,7 @@ mod tests {
         let key = sample(64 << 20);
         assert!(is_name(&key.name()));
         assert_eq!(key.name(), key.clone().name());
-        let changes: [fn(&mut Key); 9] = [
+        let changes: [fn(&mut Key); 10] = [
             |key| key.epoch += 1,
             |key| key.host.push('x'),
             |key| key.processor += 1,
@@ -211,6 +214,7 @@ mod tests {
             |key| key.vcpus += 1,
             |key| key.cards += 1,
             |key| key.scratch_bytes += 1,
+            |key| key.window_bytes += 1,
         ];
         for change in changes {
             let mut other = key.clone();
