@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! hull/ (as installed)   image.tar (the root as an image)   root/   bundles/{true,bell,sleep}
+//! large.tar (the same and a large file)
 //! vmlinux   bell.cpio (the doorbell as a guest's first root)   hull-measure
 //! bin/ lib/ firmware/ (the other programs and what they load)
 //! ```
@@ -46,7 +47,7 @@ const PROGRAMS: [&str; 7] = [
 const FIRMWARE: &str = "qboot.rom";
 
 /// Commands of the image.
-const APPLETS: [&str; 6] = ["sh", "true", "sleep", "dd", "cat", "ls"];
+const APPLETS: [&str; 7] = ["sh", "true", "sleep", "dd", "cat", "ls", "stat"];
 
 /// Directories of the image.
 const DIRECTORIES: [&str; 7] = ["bin", "dev", "etc", "proc", "root", "sys", "tmp"];
@@ -54,8 +55,12 @@ const DIRECTORIES: [&str; 7] = ["bin", "dev", "etc", "proc", "root", "sys", "tmp
 /// Where the inputs lie in the KVM host, in memory.
 pub(super) const PLACE: &str = "/tmp/hull-bench";
 
-/// Makes all inputs, Hull among them if `prefix` holds it, and gives their directory.
-pub(super) fn make(prefix: Option<&Path>, report: &Report) -> Result<PathBuf> {
+/// Bytes of the one file that many sandboxes read.
+const LARGE_BYTES: usize = 200 << 20;
+
+/// Makes all inputs, Hull among them if `prefix` holds it, and gives their directory. The image
+/// with a large file is there if it is `wanted`: to load it takes a while.
+pub(super) fn make(prefix: Option<&Path>, wanted: bool, report: &Report) -> Result<PathBuf> {
     packages::ensure(&TOOLS, report)?;
     let kernel = kernel::ensure()?;
     let measure = measurer()?;
@@ -78,7 +83,13 @@ pub(super) fn make(prefix: Option<&Path>, report: &Report) -> Result<PathBuf> {
     let bell = compile_bell(&inputs)?;
     root(&inputs.join("root"), &bell)?;
     write_initrd(&bell, &inputs.join("bell.cpio"))?;
-    image(&inputs)?;
+    image(&inputs, "image.tar", "bench")?;
+    if wanted {
+        let large = inputs.join("root/large");
+        fs::write(&large, noise(LARGE_BYTES)).context("cannot write a large file")?;
+        image(&inputs, "large.tar", "bench-large")?;
+        fs::remove_file(large).context("cannot remove the large file")?;
+    }
     for program in PROGRAMS {
         bring(program, &inputs)?;
     }
@@ -186,7 +197,7 @@ fn write_initrd(bell: &Path, to: &Path) -> Result<()> {
 }
 
 /// The root as `docker save` would write it: one layer, its configuration, a list.
-fn image(inputs: &Path) -> Result<()> {
+fn image(inputs: &Path, archive: &str, name: &str) -> Result<()> {
     let parts = inputs.join("image");
     fs::create_dir_all(&parts).context("cannot create the image's directory")?;
     let layer = parts.join("layer.tar");
@@ -209,16 +220,22 @@ fn image(inputs: &Path) -> Result<()> {
     fs::write(parts.join("config.json"), config.to_string())?;
     let manifest = json!([{
         "Config": "config.json",
-        "RepoTags": ["bench:latest"],
+        "RepoTags": [format!("{name}:latest")],
         "Layers": ["layer.tar"],
     }]);
     fs::write(parts.join("manifest.json"), manifest.to_string())?;
     let mut save = Command::new("tar");
-    save.arg("-cf").arg(inputs.join("image.tar")).arg("-C");
+    save.arg("-cf").arg(inputs.join(archive)).arg("-C");
     save.arg(&parts)
         .args(["manifest.json", "config.json", "layer.tar"]);
     tool(&mut save)?;
     fs::remove_dir_all(&parts).context("cannot remove the image's parts")
+}
+
+/// Bytes of which no page is like another.
+fn noise(length: usize) -> Vec<u8> {
+    let words = (0..length as u64 / 8).map(|n| (n ^ n << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    words.flat_map(u64::to_le_bytes).collect()
 }
 
 /// Runs a tool; its last words are the error.

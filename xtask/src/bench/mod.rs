@@ -60,7 +60,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         None if order.programs.iter().any(|name| name == "hull") => Some(stage::stage()?),
         None => None,
     };
-    let inputs = inputs::make(prefix.as_deref(), &report)?;
+    let has_large = order.figures.iter().any(|name| name == table::LAYER_COPIES);
+    let inputs = inputs::make(prefix.as_deref(), has_large, &report)?;
     let findings = measure(&order, &inputs, &report)?;
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&findings.medians())?);

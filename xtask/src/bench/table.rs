@@ -23,8 +23,11 @@ enum Target {
     None,
 }
 
+/// The one figure that takes an image with a large file.
+pub(super) const LAYER_COPIES: &str = "layer_copies_at_20";
+
 /// Every figure, in the table's order, with what Hull's is held against.
-const FIGURES: [(&str, Target); 18] = [
+const FIGURES: [(&str, Target); 19] = [
     ("cold_first_user_instructions", Target::None),
     (
         "cold_ready_instructions",
@@ -44,6 +47,7 @@ const FIGURES: [(&str, Target); 18] = [
     ("guest_touched_bytes", Target::None),
     ("idle_exits_per_second", Target::Most(2.0)),
     ("fs_second_pass_requests", Target::Most(0.0)),
+    (LAYER_COPIES, Target::Most(1.05)),
     (
         "ctr_run_true_instructions",
         Target::Share(1.0, "runc", "ctr_run_true_instructions"),

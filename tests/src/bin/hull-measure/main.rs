@@ -11,6 +11,7 @@ mod containerd;
 mod exits;
 mod files;
 mod idle;
+mod layers;
 mod memory;
 mod programs;
 mod timing;
@@ -82,7 +83,7 @@ impl Bench<'_> {
         {
             return self.fail("load the image", &error);
         }
-        let parts: [(&str, Part<Self>); 9] = [
+        let parts: [(&str, Part<Self>); 10] = [
             ("time starts", Self::starts),
             ("time restores", Self::restores),
             ("count copied pages", Self::copies),
@@ -92,6 +93,7 @@ impl Bench<'_> {
             ("watch an idle sandbox", Self::idle),
             ("read a file twice", Self::files),
             ("go by containerd", Self::by_containerd),
+            ("have many read one file", Self::layers),
         ];
         for (what, part) in parts {
             if let Err(error) = part(self) {
@@ -305,6 +307,24 @@ impl Bench<'_> {
         }
         let kept = containerd.private_bytes(&log)?;
         self.add(KEPT, lossless(kept));
+        Ok(())
+    }
+
+    fn layers(&mut self) -> Result<()> {
+        let figure = "layer_copies_at_20";
+        if self.program != Program::Hull || !self.wants(&[figure]) {
+            return Ok(());
+        }
+        let growth = layers::growth(self.place, &self.log())?;
+        let (file, contents) = (lossless(growth.file), lossless(growth.contents));
+        self.add(figure, 1.0 + contents / file);
+        let title = "hull: bytes that 20 readers of one file take beyond it".to_owned();
+        let details = vec![
+            ("the file".to_owned(), file),
+            ("contents".to_owned(), contents),
+            ("page tables".to_owned(), lossless(growth.tables)),
+        ];
+        self.findings.details.insert(title, details);
         Ok(())
     }
 

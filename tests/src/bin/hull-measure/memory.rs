@@ -2,7 +2,8 @@
 //!
 //! Owns: reading `/proc/PID/smaps` (proc(5)), and telling which mappings are the guest's: those
 //! around a template's file, of which the guest has given parts back; else the largest, as guests
-//! here have more memory than any program maps.
+//! here have more memory than any program maps. Files that a guest sees by its window are the
+//! page cache's, and nobody's private memory: the only mappings that are shared and only read.
 
 use std::fs;
 
@@ -30,6 +31,34 @@ pub(crate) fn of(pid: u32) -> Result<Memory> {
     Ok(parse(&text))
 }
 
+/// What the whole machine holds, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Machine {
+    /// Contents: of files, and what processes and guests have written.
+    pub(crate) contents: u64,
+    /// Page tables, of processes and of guests.
+    pub(crate) tables: u64,
+}
+
+/// Asks the kernel for both.
+pub(crate) fn of_machine() -> Result<Machine> {
+    let text = fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
+    let bytes = |wanted: &str| {
+        let mut lines = text.lines().filter_map(|line| line.split_once(':'));
+        let (_, value) = lines.find(|(key, _)| *key == wanted)?;
+        let kib = value.trim().strip_suffix(" kB")?.parse::<u64>().ok()?;
+        Some(kib << 10)
+    };
+    let both = |one: &str, other: &str| {
+        let sum = bytes(one).zip(bytes(other)).map(|(one, other)| one + other);
+        sum.with_context(|| format!("/proc/meminfo lacks {one} or {other}"))
+    };
+    Ok(Machine {
+        contents: both("Cached", "AnonPages")?,
+        tables: both("PageTables", "SecPageTables")?,
+    })
+}
+
 /// Private pages of a process without a guest, in bytes.
 pub(crate) fn whole(pid: u32) -> Result<u64> {
     let path = format!("/proc/{pid}/smaps_rollup");
@@ -51,14 +80,15 @@ struct Mapping {
     clean: u64,
     dirty: u64,
     anonymous: u64,
+    of_window: bool,
 }
 
 fn parse(text: &str) -> Memory {
     let mut mappings: Vec<Mapping> = Vec::new();
-    let (mut start, mut copied) = (0, None);
+    let (mut start, mut of_window, mut copied) = (0, false, None);
     for line in text.lines() {
         if let Some(header) = Header::parse(line) {
-            start = header.start;
+            (start, of_window) = (header.start, header.of_window);
             if header.of_template {
                 let base = header.start - header.offset;
                 copied = Some(base..base + (u64::from(MEMORY_MIB) << 20));
@@ -78,6 +108,7 @@ fn parse(text: &str) -> Memory {
             ("Size", Some(size), _) => mappings.push(Mapping {
                 start,
                 size,
+                of_window,
                 ..Mapping::default()
             }),
             ("Rss", Some(bytes), Some(last)) => last.resident = bytes,
@@ -90,7 +121,7 @@ fn parse(text: &str) -> Memory {
     let largest = mappings.iter().max_by_key(|mapping| mapping.size);
     let guest = copied.or_else(|| largest.map(|m| m.start..m.start + m.size));
     let of_guest = |m: &&Mapping| guest.as_ref().is_some_and(|guest| guest.contains(&m.start));
-    let others = || mappings.iter().filter(|m| !of_guest(m));
+    let others = || mappings.iter().filter(|m| !of_guest(m) && !m.of_window);
     Memory {
         private: others().map(|m| m.clean + m.dirty).sum(),
         dirty: others().map(|m| m.dirty).sum(),
@@ -105,6 +136,7 @@ struct Header {
     /// Of its file.
     offset: u64,
     of_template: bool,
+    of_window: bool,
 }
 
 impl Header {
@@ -113,10 +145,12 @@ impl Header {
         let mut words = line.split_whitespace();
         let hex = |word: &str| u64::from_str_radix(word, 16).ok();
         let (start, _end) = words.next()?.split_once('-')?;
-        let offset = hex(words.nth(1)?)?;
+        let access = words.next()?;
+        let offset = hex(words.next()?)?;
         Some(Self {
             start: hex(start)?,
             offset,
+            of_window: access == "r--s",
             of_template: line.contains("/templates/"),
         })
     }
@@ -130,6 +164,8 @@ mod tests {
     fn the_largest_mapping_is_the_guests() {
         let text = "5500-5600 r-xp 00000000 00:01 7  /hull-monitor\n\
             Size:    100 kB\nRss:   80 kB\nPrivate_Clean:  60 kB\nPrivate_Dirty:  4 kB\n\
+            5600-5700 r--s 00000000 00:01 9  /layers/1/bin/program\n\
+            Size:    100 kB\nRss:   80 kB\nPrivate_Clean:  60 kB\nPrivate_Dirty:  0 kB\n\
             7f0000000000-7f0010000000 rw-p 00000000 00:00 0\n\
             Size:   262144 kB\nRss:   30000 kB\nPrivate_Clean: 0 kB\nPrivate_Dirty: 30000 kB\n\
             7fff00000000-7fff00021000 rw-p 00000000 00:00 0  [stack]\n\
