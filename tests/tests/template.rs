@@ -242,6 +242,48 @@ fn a_prune_takes_templates_and_what_has_stopped() {
     assert_eq!(entered, "here\n");
 }
 
+/// What of the container's programs its guest sees as the host's page cache has it: where the
+/// monitor maps them, to be read alone.
+fn seen_in_window(hull: &Hull, name: &str) -> Vec<String> {
+    let pid = hull.cmd(["inspect", "-f", "{{.State.Pid}}", name]).output();
+    let maps = fs::read_to_string(format!("/proc/{}/maps", pid.ok().trim())).unwrap();
+    let shown = maps.lines().filter(|line| line.contains(" r--s "));
+    let inode = |line: &str| line.split_whitespace().skip(3).take(2).collect::<String>();
+    let shown = shown.filter(|line| line.ends_with("/bin/busybox"));
+    shown.map(inode).collect()
+}
+
+/// The image's one large program isn't read into any guest. What a container writes over it is on
+/// its own disk, and what runs goes on.
+#[test]
+fn containers_of_an_image_run_its_programs_from_one_copy() {
+    const CHANGE: &str = "cp /bin/busybox /bin/copy && mv -f /bin/copy /bin/busybox && \
+        cat /bin/busybox | md5sum && md5sum < /bin/busybox";
+    let Some(hull) = Hull::apart() else { return };
+    let image = hull.image();
+    let start = |name, base: Option<&'static str>| {
+        let words = ["run", "-d", "--name", name].into_iter().chain(base);
+        let words = words.chain([&*image, "sleep", "999"]);
+        hull.cmd(words).output().ok();
+        seen_in_window(&hull, name)
+    };
+    let one = start("booted", Some("--no-template"));
+    assert_eq!(one.len(), 1, "{one:?}");
+    for copy in ["first", "second"] {
+        assert_eq!(start(copy, None), one, "{copy}");
+    }
+    let exec = |name: &str, script: &str| {
+        let words = ["exec", name, "sh", "-c", script];
+        hull.cmd(words).output().ok()
+    };
+    let sums = exec("first", CHANGE);
+    let sums: Vec<&str> = sums.lines().collect();
+    assert_eq!(sums[0], sums[1]);
+    let unchanged = exec("second", "md5sum < /bin/busybox");
+    assert_eq!(unchanged.trim(), sums[0]);
+    assert_eq!(seen_in_window(&hull, "second"), one);
+}
+
 /// Bytes of a container's guest that the host holds memory for, in KiB: its monitor's.
 fn resident_kib(hull: &Hull, name: &str) -> u64 {
     let pid = hull.cmd(["inspect", "-f", "{{.State.Pid}}", name]).output();
