@@ -29,6 +29,9 @@ pub(super) const ALIGNMENT: u16 = Window::CHUNK.ilog2() as u16;
 /// `FUSE_SETUPMAPPING_FLAG_READ`; the other one is that for writing.
 const READ: u64 = 1 << 1;
 
+/// The node of a chunk that shows zeros: no file has this number.
+const NOBODY: u64 = 0;
+
 /// No handle: the node alone says which file it is.
 const NO_HANDLE: u64 = u64::MAX;
 
@@ -84,9 +87,13 @@ impl Dax {
         }
     }
 
-    /// All that is shown, in the order of the chunks.
+    /// All files that are shown, in the order of the chunks.
     pub(super) fn all(&self) -> Vec<Shown> {
-        self.chunks.iter().flatten().copied().collect()
+        let shown = self.chunks.iter().flatten();
+        shown
+            .filter(|shown| shown.node != NOBODY)
+            .copied()
+            .collect()
     }
 
     /// The chunks of a range of bytes of the window.
@@ -136,7 +143,11 @@ impl Dax {
         for shown in &mut self.chunks {
             if let Some(Shown { index, .. }) = shown.filter(|shown| shown.node == node) {
                 let _ = self.window.blank(&bytes(index));
-                *shown = None;
+                *shown = Some(Shown {
+                    index,
+                    node: NOBODY,
+                    offset: 0,
+                });
             }
         }
     }

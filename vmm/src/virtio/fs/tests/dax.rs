@@ -233,6 +233,8 @@ fn what_the_host_takes_away_reads_as_zeros() {
     // The guest's kernel clears up when it is ready, by nodes that are nobody's any more.
     assert_eq!(shown.map(large, 0, CHUNK), Err(libc::EBADF));
     shown.unmap(&[(CHUNK, CHUNK)]).unwrap();
+    assert_eq!(shown.seen(CHUNK), None);
+    shown.unmap(&[(CHUNK, CHUNK)]).unwrap();
 }
 
 #[test]
