@@ -1,7 +1,8 @@
-//! The minimal init of `--init`: process 1 of a container, in front of its command.
+//! The minimal init of `--init`: process 1 of a container, in front of its command. Without a
+//! command it is the whole container: what holds a sandbox for others.
 //!
-//! Owns: forwarding every signal to the command, reaping orphans, ending as the command did.
-//! Refuses: files, memory and everything else.
+//! Owns: forwarding every signal to the command, reaping orphans, ending as the command did, or
+//! when it is told to. Refuses: files, memory and everything else.
 
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions};
@@ -34,11 +35,25 @@ pub(crate) fn split(terminal: bool) -> Result<(), Fault> {
     }
 }
 
+/// Is the init of no command: reaps what is left to it until it is told to end. Never returns.
+pub(crate) fn wait_to_end() -> ! {
+    let _ = sys::close_all_but(&[]);
+    loop {
+        match sys::wait_signal() {
+            Ok(libc::SIGCHLD) => {
+                reap(None);
+            }
+            Ok(libc::SIGTERM | libc::SIGINT) => sys::leave(0),
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
+
 fn run(child: Pid) -> ! {
     loop {
         match sys::wait_signal() {
             Ok(libc::SIGCHLD) => {
-                if let Some(code) = reap(child) {
+                if let Some(code) = reap(Some(child)) {
                     sys::leave(code);
                 }
             }
@@ -51,11 +66,11 @@ fn run(child: Pid) -> ! {
 }
 
 /// Reaps all that ended; the command's code if it was among them.
-fn reap(child: Pid) -> Option<i32> {
+fn reap(child: Option<Pid>) -> Option<i32> {
     let mut code = None;
     loop {
         match rustix::process::wait(WaitOptions::NOHANG) {
-            Ok(Some((pid, status))) if pid == child => {
+            Ok(Some((pid, status))) if Some(pid) == child => {
                 let signal = || {
                     status
                         .terminating_signal()

@@ -91,10 +91,18 @@ pub(crate) fn become_command(becoming: &Becoming<'_>) -> Result<Infallible, Faul
     check_directory()?;
     let umask = process.user.umask.unwrap_or(0o022);
     rustix::process::umask(Mode::from_raw_mode(umask & 0o777));
-    let command = Command::find(&process.args, &environment)?;
+    let only_waits = becoming.init && process.args.is_empty();
+    let command = match only_waits {
+        true => None,
+        false => Some(Command::find(&process.args, &environment)?),
+    };
     if becoming.hold {
         report::wait_for_go(becoming.report).or_internal(|| "the command was never wanted")?;
     }
+    let Some(command) = command else {
+        report::about_to_execute(becoming.report);
+        init::wait_to_end()
+    };
     if becoming.init {
         init::split(matches!(becoming.streams, Streams::Terminal(_)))?;
     }

@@ -60,7 +60,8 @@ pub struct ContainerStart {
     /// [`crate::SHARES_DIR`] for the root and bind mounts).
     pub spec: OciJson,
     /// Runs a minimal init as the container's process 1, which forwards signals to the
-    /// command and reaps orphans, as `docker run --init` does.
+    /// command and reaps orphans, as `docker run --init` does. Without a command (no arguments
+    /// in the spec) it is all there is, and ends at SIGTERM.
     #[serde(default)]
     pub init: bool,
     /// Makes everything and stops short of the command: the agent says

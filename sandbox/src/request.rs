@@ -128,6 +128,9 @@ pub struct BundleRequest {
     pub bundle: PathBuf,
     /// Its `config.json`.
     pub spec: Spec,
+    /// Whether it only holds a sandbox for others: it has no command, and what waits is the
+    /// agent's own.
+    pub only_holds: bool,
 }
 
 /// Where the root file system comes from.

@@ -8,6 +8,9 @@ use anyhow::{Context, bail};
 use hull_sandbox::BundleRequest;
 use oci_spec::runtime::Spec;
 
+/// Its specification's name in a bundle.
+pub const CONFIG: &str = "config.json";
+
 /// Largest `config.json` that is read, in bytes.
 const MAX_CONFIG: u64 = 4 << 20;
 
@@ -22,6 +25,7 @@ pub fn read(id: &str, directory: Option<&Path>) -> anyhow::Result<BundleRequest>
         id: id.to_owned(),
         bundle,
         spec,
+        only_holds: false,
     };
     check_root(&request)?;
     Ok(request)
@@ -29,7 +33,7 @@ pub fn read(id: &str, directory: Option<&Path>) -> anyhow::Result<BundleRequest>
 
 /// Reads the specification in `bundle`.
 pub fn config(bundle: &Path) -> anyhow::Result<Spec> {
-    let path = &bundle.join("config.json");
+    let path = &bundle.join(CONFIG);
     match fs::metadata(path) {
         Ok(metadata) if metadata.len() > MAX_CONFIG => {
             bail!("\"{}\" is larger than {MAX_CONFIG} bytes", path.display());

@@ -57,7 +57,7 @@ pub(crate) fn plan(
     if pod::is_sandbox(&spec) {
         pod::size(&mut spec)?;
     }
-    let process = process(&spec)?;
+    let process = process(request)?;
     let tty = process.terminal().unwrap_or(false);
     let root = request.root()?;
     let read_only = spec.root().as_ref().and_then(|root| root.readonly());
@@ -101,7 +101,7 @@ pub(crate) fn plan(
         makes_network: facts.pod.is_none() && has_new_network(&linux),
         exports,
         spec,
-        init: false,
+        init: request.only_holds,
         tty,
         interactive: true,
         stop_signal: SIGTERM,
@@ -126,11 +126,12 @@ impl BundleRequest {
     }
 }
 
-fn process(spec: &Spec) -> Result<Process, PlanError> {
-    let process = spec.process().as_ref();
+fn process(request: &BundleRequest) -> Result<Process, PlanError> {
+    let process = request.spec.process().as_ref();
     let process =
         process.ok_or_else(|| cannot("the bundle", "its specification names no process"))?;
-    if process.args().as_ref().is_none_or(Vec::is_empty) {
+    let has_command = process.args().as_ref().is_some_and(|args| !args.is_empty());
+    if has_command == request.only_holds {
         return Err(PlanError::NoCommand);
     }
     guest_process(process)
@@ -393,6 +394,10 @@ mod tests {
     use super::*;
 
     fn planned(change: impl FnOnce(&mut Value)) -> Result<Plan, PlanError> {
+        planned_for(false, change)
+    }
+
+    fn planned_for(only_holds: bool, change: impl FnOnce(&mut Value)) -> Result<Plan, PlanError> {
         let mut config = json!({
             "ociVersion": "1.0.2",
             "root": {"path": "rootfs", "readonly": true},
@@ -419,6 +424,7 @@ mod tests {
             id: "c1".into(),
             bundle: "/b".into(),
             spec: serde_json::from_value(config).unwrap(),
+            only_holds,
         };
         let identity = Identity {
             id: "c1".into(),
@@ -511,6 +517,14 @@ mod tests {
         ] {
             assert_eq!(network(new), (None, true));
         }
+    }
+
+    #[test]
+    fn what_only_holds_a_sandbox_has_no_command() {
+        let plan = planned_for(true, |config| config["process"]["args"] = json!([])).unwrap();
+        assert!(plan.init && plan.held && plan.command().is_empty());
+        let refused = planned_for(true, |_| {}).unwrap_err();
+        assert!(matches!(refused, PlanError::NoCommand), "{refused}");
     }
 
     #[test]
