@@ -7,7 +7,7 @@ use std::io::{Write, stdout};
 use anyhow::Context;
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::Message;
-use hull_sandbox::Status;
+use hull_sandbox::{Engine, Status};
 
 use crate::args::Flags;
 use crate::process::Exit;
@@ -32,6 +32,7 @@ pub(crate) fn delete(flags: &Flags) -> anyhow::Result<()> {
             _ => {}
         }
     }
+    remove_members(&engine, &flags.id)?;
     task::remove(&engine, &flags.id, &bundle)?;
     serve::remove_socket(&bundle, &bootstrap::socket(flags))
         .context("cannot remove the shim's socket")?;
@@ -45,4 +46,20 @@ pub(crate) fn delete(flags: &Flags) -> anyhow::Result<()> {
     stdout()
         .write_all(&answer.write_to_bytes()?)
         .context("cannot answer containerd")
+}
+
+/// Removes the other containers of a sandbox, as far as nobody else will: containerd from 2.0 on
+/// calls for none that is in a sandbox, but for the sandbox itself. Before, it wrote into the
+/// bundle of each where its shim listened.
+fn remove_members(engine: &Engine, sandbox: &str) -> anyhow::Result<()> {
+    for member in engine.list()? {
+        let plan = member.plan();
+        let (Some(holder), Some(bundle)) = (&plan.sandbox, &plan.bundle) else {
+            continue;
+        };
+        if holder == sandbox && !bundle.join(bootstrap::ADDRESS_FILE).exists() {
+            task::remove(engine, &plan.id, bundle)?;
+        }
+    }
+    Ok(())
 }

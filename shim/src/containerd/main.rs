@@ -1,8 +1,8 @@
 //! `containerd-shim-hull-v2`: Hull behind containerd's runtime v2 interface.
 //!
 //! ```text
-//! containerd ── start ──► this program ──► itself, listening: the shim, one per container
-//!            ══ ttrpc: containerd.task.v2 and v3 ══════════════► the shim ──► the engine
+//! containerd ── start ──► this program ──► itself, listening: the shim, one per container or pod
+//!            ══ ttrpc: containerd.task.v2 and v3, sandbox.v1 ══► the shim ──► the engine
 //!            ◄═ ttrpc: events ═══════════════════════════════════╡
 //!            ── delete ─► this program, when the shim is gone
 //! ```
@@ -19,8 +19,11 @@ mod events;
 mod fault;
 mod logging;
 mod metrics;
+mod pod;
 mod process;
 mod rootfs;
+mod sandbox;
+mod sandbox_service;
 mod serve;
 mod service;
 mod stdio;

@@ -7,11 +7,43 @@ use containerd_shim_protos::cgroups_v2::metrics::{
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message, MessageField};
 use hull_sandbox::CgroupStats;
+use serde_json::{Value, json};
 
 /// The message's name.
 const NAME: &str = "io.containerd.cgroups.v2.Metrics";
 /// How no limit is written.
 const NO_LIMIT: u64 = u64::MAX;
+
+/// What all of a guest's containers have used together, of its memory. What no sum tells, their
+/// peaks and limits, is left out.
+pub(crate) fn total(all: &[CgroupStats], memory_bytes: u64) -> CgroupStats {
+    let mut sum = json!(CgroupStats::default());
+    for one in all {
+        add(&mut sum, &json!(one));
+    }
+    let mut total: CgroupStats = serde_json::from_value(sum).unwrap_or_default();
+    (total.memory.peak, total.memory.swap_peak) = (0, 0);
+    (total.memory.limit, total.memory.swap_limit) = (Some(memory_bytes), None);
+    total.pids.limit = None;
+    total
+}
+
+/// Adds number to number, and list to list.
+fn add(sum: &mut Value, other: &Value) {
+    match (sum, other) {
+        (Value::Object(sum), Value::Object(other)) => {
+            for (name, value) in other {
+                add(sum.entry(name.as_str()).or_insert(Value::Null), value);
+            }
+        }
+        (Value::Array(sum), Value::Array(other)) => sum.extend(other.iter().cloned()),
+        (sum, other) => {
+            if let (Some(a), Some(b)) = (sum.as_u64(), other.as_u64()) {
+                *sum = json!(a.saturating_add(b));
+            }
+        }
+    }
+}
 
 /// A message with these numbers.
 pub(crate) fn of(stats: &CgroupStats) -> Any {
@@ -112,5 +144,23 @@ fn io(stats: &CgroupStats) -> IOStat {
     IOStat {
         usage: entries.collect(),
         ..IOStat::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pods_numbers_are_its_containers_together() {
+        let mut one = CgroupStats::default();
+        (one.cpu.usage_usec, one.memory.usage, one.memory.stat.anon) = (5, 100, 60);
+        (one.memory.limit, one.memory.peak, one.pids.current) = (Some(9), 300, 2);
+        one.io.push(hull_sandbox::IoStats::default());
+        let sum = total(&[one.clone(), one, CgroupStats::default()], 1 << 29);
+        assert_eq!((sum.cpu.usage_usec, sum.memory.usage), (10, 200));
+        assert_eq!((sum.memory.stat.anon, sum.pids.current), (120, 4));
+        assert_eq!((sum.memory.limit, sum.memory.peak), (Some(1 << 29), 0));
+        assert_eq!(sum.io.len(), 2);
     }
 }

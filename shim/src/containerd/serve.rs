@@ -6,10 +6,12 @@ use std::io;
 use std::os::fd::{AsFd, IntoRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
+use containerd_shim_protos::sandbox_sync::{Sandbox, create_sandbox};
 use containerd_shim_protos::ttrpc::Server;
 use containerd_shim_protos::{Task, create_task};
 
@@ -18,7 +20,7 @@ use crate::bootstrap::{ADDRESS_FILE, TTRPC_ADDRESS, socket};
 use crate::events::{self, Events};
 use crate::service::Service;
 use crate::task::Surroundings;
-use crate::{engine, logging};
+use crate::{engine, logging, sandbox_service};
 
 /// The service as containerd 2 calls it; its messages are those of version 2 (containerd 1.x),
 /// byte by byte.
@@ -27,6 +29,9 @@ const VERSION_2: &str = "/containerd.task.v2.Task/";
 
 /// What the last events may take to reach containerd, which is there: it has just called.
 const LAST_EVENTS: Duration = Duration::from_secs(5);
+
+/// What the last answers may take, to whoever waits for them.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
 /// Serves on the socket that stdin is.
 pub(crate) fn serve(flags: &Flags) -> anyhow::Result<()> {
@@ -46,22 +51,44 @@ pub(crate) fn serve(flags: &Flags) -> anyhow::Result<()> {
         namespace: flags.namespace.clone(),
         events: Arc::clone(&events),
     }));
-    let calls: Arc<dyn Task + Send + Sync> = Arc::<Service>::clone(&service);
-    let version_2 = create_task(Arc::clone(&calls))
-        .into_iter()
-        .map(|(path, call)| (path.replace(VERSION_3, VERSION_2), call));
-    let mut server = Server::new()
-        .add_listener(listener.into_raw_fd())?
-        .register_service(version_2.collect())
-        .register_service(create_task(calls));
+    let server = Server::new().add_listener(listener.into_raw_fd())?;
+    let mut server = with_services(server, &service);
     server.start().context("cannot serve")?;
     log::info!("serves container {}", flags.id);
     service.until_shut_down();
     events.close(LAST_EVENTS);
-    drop(server.stop_listen());
+    answer_and_leave(server.stop_listen());
     // What is left of it, `delete` gets.
     let _ = remove_socket(&bundle, &socket(flags));
     Ok(())
+}
+
+/// Has a server answer all that containerd calls.
+pub(crate) fn with_services(server: Server, service: &Arc<Service>) -> Server {
+    let calls: Arc<dyn Task + Send + Sync> = Arc::<Service>::clone(service);
+    let sandbox: Arc<dyn Sandbox + Send + Sync> = Arc::<Service>::clone(service);
+    let version_2 = create_task(Arc::clone(&calls))
+        .into_iter()
+        .map(|(path, call)| (path.replace(VERSION_3, VERSION_2), call));
+    server
+        .register_service(version_2.collect())
+        .register_service(create_task(calls))
+        .register_service(create_sandbox(sandbox))
+        .register_service(sandbox_service::later())
+}
+
+/// Lets calls that are being answered be answered, the one that ended all among them.
+pub(crate) fn answer_and_leave(server: Server) {
+    let (done, all) = mpsc::channel::<()>();
+    let closing = thread::Builder::new().name("close".to_owned());
+    let closing = closing.spawn(move || {
+        server.disconnect();
+        drop(done);
+    });
+    if closing.is_ok() {
+        // Either way it's time.
+        let _ = all.recv_timeout(LAST_ANSWERS);
+    }
 }
 
 /// Removes the socket of a bundle's shim, unless the shim goes on for others of its pod;

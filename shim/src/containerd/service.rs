@@ -1,6 +1,7 @@
 //! Containerd's calls, word by word: requests into what tasks do, and what they did into answers.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use containerd_shim_protos::api::{
@@ -18,13 +19,18 @@ use ttrpc::{Result, TtrpcContext};
 use crate::fault::{Answer, Fault};
 use crate::metrics;
 use crate::process::Phase;
+use crate::sandbox::Sandbox;
 use crate::task::{Surroundings, Task};
 
 /// The shim's one service, whatever version of it containerd calls.
 #[derive(Debug)]
 pub(crate) struct Service {
-    around: Surroundings,
+    pub(crate) around: Surroundings,
     tasks: Mutex<HashMap<String, Arc<Task>>>,
+    /// What the tasks join, where containerd has asked for one by name.
+    sandbox: Mutex<Option<Arc<Sandbox>>>,
+    /// Whether it ends with its last task, as nobody will say so any more.
+    closing: AtomicBool,
     over: Mutex<bool>,
     ended: Condvar,
 }
@@ -35,6 +41,8 @@ impl Service {
         Self {
             around,
             tasks: Mutex::default(),
+            sandbox: Mutex::default(),
+            closing: AtomicBool::new(false),
             over: Mutex::default(),
             ended: Condvar::new(),
         }
@@ -55,6 +63,29 @@ impl Service {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// All there are.
+    pub(crate) fn all_tasks(&self) -> Vec<Arc<Task>> {
+        self.tasks().values().map(Arc::clone).collect()
+    }
+
+    /// The sandbox, held against others that would make or remove it.
+    pub(crate) fn sandbox(&self) -> MutexGuard<'_, Option<Arc<Sandbox>>> {
+        self.sandbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends it, now or with its last task.
+    pub(crate) fn close(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+        self.end_if_unused();
+    }
+
+    fn end_if_unused(&self) {
+        if self.tasks().is_empty() && self.sandbox().is_none() {
+            *self.over.lock().unwrap_or_else(PoisonError::into_inner) = true;
+            self.ended.notify_all();
+        }
+    }
+
     fn task(&self, id: &str) -> Answer<Arc<Task>> {
         let task = self.tasks().get(id).map(Arc::clone);
         task.ok_or_else(|| Fault::NotFound("container not created".to_owned()))
@@ -69,7 +100,8 @@ impl Calls for Service {
         if self.tasks().contains_key(&request.id) {
             return Err(Fault::AlreadyExists(format!("task {}", request.id)).into());
         }
-        let task = Task::create(&self.around, &request)?;
+        let sandbox = self.sandbox().clone();
+        let task = Task::create(&self.around, sandbox.as_deref(), &request)?;
         let pid = task.pid;
         let event = TaskCreate {
             container_id: request.id.clone(),
@@ -120,6 +152,9 @@ impl Calls for Service {
             self.around
                 .events
                 .push(topics::TASK_DELETE_EVENT_TOPIC, &event);
+            if self.closing.load(Ordering::SeqCst) {
+                self.end_if_unused();
+            }
         }
         Ok(DeleteResponse {
             pid: task.pid,
@@ -246,10 +281,7 @@ impl Calls for Service {
 
     fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> Result<Empty> {
         // There may be others in the pod.
-        if self.tasks().is_empty() {
-            *self.over.lock().unwrap_or_else(PoisonError::into_inner) = true;
-            self.ended.notify_all();
-        }
+        self.end_if_unused();
         Ok(Empty::default())
     }
 }

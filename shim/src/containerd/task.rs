@@ -25,6 +25,7 @@ use crate::events::Events;
 use crate::fault::{Answer, Fault};
 use crate::process::{Exit, Held, Phase, Process};
 use crate::rootfs;
+use crate::sandbox::Sandbox;
 use crate::stdio::{self, Names};
 
 const SIGKILL: u8 = 9;
@@ -63,11 +64,16 @@ pub(crate) struct Surroundings {
 }
 
 impl Task {
-    /// Makes a container; its command waits. Nothing is left of one that fails.
-    pub(crate) fn create(around: &Surroundings, request: &CreateTaskRequest) -> Answer<Arc<Self>> {
+    /// Makes a container, in the sandbox if there is one; its command waits. Nothing is left of
+    /// one that fails.
+    pub(crate) fn create(
+        around: &Surroundings,
+        sandbox: Option<&Sandbox>,
+        request: &CreateTaskRequest,
+    ) -> Answer<Arc<Self>> {
         let bundle = Path::new(&request.bundle);
         let made = rootfs::mount_all(&request.rootfs, bundle)
-            .and_then(|()| Self::make(around, request, bundle));
+            .and_then(|()| Self::make(around, sandbox, request, bundle));
         let task = made.map_err(|error| {
             if let Err(error) = rootfs::unmount_all(bundle) {
                 log::warn!("{error:#}");
@@ -79,6 +85,7 @@ impl Task {
 
     fn make(
         around: &Surroundings,
+        sandbox: Option<&Sandbox>,
         request: &CreateTaskRequest,
         directory: &Path,
     ) -> anyhow::Result<Self> {
@@ -88,7 +95,10 @@ impl Task {
             stderr: request.stderr.clone(),
             terminal: request.terminal,
         };
-        let bundle = bundle::read(&request.id, Some(directory))?;
+        let mut bundle = bundle::read(&request.id, Some(directory))?;
+        if let Some(sandbox) = sandbox {
+            sandbox.take_in(&mut bundle.spec)?;
+        }
         let (mut held, mut pid) = (Held::default(), 0);
         let made = lifecycle::make(
             &around.engine,
@@ -131,17 +141,7 @@ impl Task {
 
     /// Waits for the monitor, which is this process's child and ends when its container has.
     fn await_end(&self) {
-        await_child(self.pid);
-        let (code, oom) = match self.container.status() {
-            Ok(Status::Exited(record)) => {
-                if let Some(why) = &record.error {
-                    log::warn!("container {} ended: {why}", self.id);
-                }
-                (record.code.into(), record.oom)
-            }
-            // Nobody knows better.
-            _ => (KILLED, false),
-        };
+        let (code, oom) = await_code(self.pid, &self.container);
         self.over(&self.init, code, oom);
     }
 
@@ -505,7 +505,23 @@ fn code(end: std::io::Result<Option<Frame>>) -> (u32, bool) {
     }
 }
 
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Answer<()> {
+/// Waits for a container's monitor, a child of this process; its code, and whether memory was short.
+pub(crate) fn await_code(monitor: u32, container: &Container) -> (u32, bool) {
+    await_child(monitor);
+    match container.status() {
+        Ok(Status::Exited(record)) => {
+            if let Some(why) = &record.error {
+                log::warn!("container {} ended: {why}", container.id());
+            }
+            (record.code.into(), record.oom)
+        }
+        // Nobody knows better.
+        _ => (KILLED, false),
+    }
+}
+
+/// Starts a thread.
+pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Answer<()> {
     let thread = thread::Builder::new().name(name.to_owned()).spawn(body);
     thread
         .map(drop)
