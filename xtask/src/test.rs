@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use cargo_metadata::{Message, TargetKind};
-use hull_tests::host::{Host, Options, packages};
+use hull_tests::host::{Host, Options, packages, releases};
 
 use crate::check::BUILD_TOOLS;
 use crate::{report, stage};
@@ -45,6 +45,8 @@ const TOOLS: &[(&str, &str)] = &[
 
 /// The package of the suite `docker`; installed, it would change this machine's firewall.
 const DOCKER: &str = "docker.io";
+/// Packages of other releases of Debian that the suites use, each next to its own release's.
+const OTHERS: &[(&str, &str)] = &[("trixie", "containerd"), ("forky", "containerd")];
 
 /// The suite that tests the emulated host itself, from outside.
 const OUTSIDE: &str = "host";
@@ -60,6 +62,9 @@ pub(crate) fn run(suites: &[String]) -> Result<()> {
     packages::ensure(BUILD_TOOLS, &report("test"))?;
     packages::ensure(TOOLS, &report("test"))?;
     packages::unpack(DOCKER, &report("test"))?;
+    for (release, package) in OTHERS {
+        releases::ensure(release, package, &report("test"))?;
+    }
     let prefix = stage::stage()?;
     if suites.is_empty() {
         eprintln!("test: unit tests, on this machine");

@@ -231,17 +231,22 @@ mod tests {
 
         let status = SandboxStatusRequest::default();
         assert_eq!(code(calls.sandbox_status(with(), &status)), Code::NOT_FOUND);
-        let mut create = CreateSandboxRequest::default();
-        create.options = MessageField::some(Any {
+        let options = Any {
             type_url: "containerd.runc.v1.Options".to_owned(),
             ..Any::default()
-        });
+        };
+        let create = CreateSandboxRequest {
+            options: MessageField::some(options),
+            ..CreateSandboxRequest::default()
+        };
         let refused = calls.create_sandbox(with(), &create);
         assert_eq!(code(refused), Code::INVALID_ARGUMENT);
         for name in LATER {
-            let mut request = Request::default();
-            request.service = "containerd.runtime.sandbox.v1.Sandbox".to_owned();
-            request.method = name.to_owned();
+            let request = Request {
+                service: "containerd.runtime.sandbox.v1.Sandbox".to_owned(),
+                method: name.to_owned(),
+                ..Request::default()
+            };
             assert_eq!(code(client.request(request)), Code::UNIMPLEMENTED);
         }
         let tasks = TaskClient::new(client);

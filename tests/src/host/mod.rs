@@ -24,6 +24,7 @@ mod kernel;
 mod machine;
 pub mod packages;
 mod qemu;
+pub mod releases;
 mod report;
 pub mod wire;
 

@@ -15,7 +15,7 @@ fn process(program: &str, id: &str) -> Pid {
     Pid::from_raw(pid.unwrap_or_else(|| panic!("no {program} of {id} in {listed}"))).unwrap()
 }
 
-fn kill(program: &str, id: &str) {
+pub(crate) fn kill(program: &str, id: &str) {
     kill_process(process(program, id), Signal::KILL).unwrap();
 }
 

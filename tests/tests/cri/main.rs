@@ -6,8 +6,11 @@
     reason = "a test that can't go on has failed"
 )]
 
+mod containerd;
 mod kills;
 mod node;
+mod releases;
+mod sandboxes;
 mod streams;
 
 use std::fs;

@@ -7,7 +7,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hull_tests::hull::Hull;
-use hull_tests::image::{Image, PATH};
 use hull_tests::process::{DEADLINE, Process, Running};
 use hyper_util::rt::TokioIo;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
@@ -19,14 +18,11 @@ use k8s_cri::v1::{
     RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest,
     StopContainerRequest, StopPodSandboxRequest,
 };
-use serde_json::json;
 use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-/// The image of containers, as containerd names it.
-const IMAGE: &str = "docker.io/library/work:test";
-/// The image of sandboxes' own containers.
-const PAUSE: &str = "docker.io/library/pause:test";
+use super::containerd::{Containerd, IMAGE, ctr, import_images, log, write_configuration};
+
 /// Where a node's pods have their cgroups.
 const CGROUPS: &str = "hull-pods";
 /// How long a containerd may live whose test doesn't end it.
@@ -42,61 +38,47 @@ pub(crate) struct Node<'a> {
     _containerd: Running,
     runtime: Runtime,
     ids: RefCell<Vec<String>>,
+    path: String,
     pub(crate) client: RuntimeServiceClient<Channel>,
 }
 
 impl<'a> Node<'a> {
-    /// Starts containerd and imports the images.
+    /// Starts this machine's containerd and imports the images.
     pub(crate) fn new(hull: &'a Hull) -> Self {
+        Self::of(hull, Containerd::Installed)
+    }
+
+    /// As [`Self::new`], with the containerd of a release.
+    pub(crate) fn of(hull: &'a Hull, whose: Containerd) -> Self {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         for module in ["bridge", "veth", "tun"] {
             Process::new(["modprobe", module]).output().ok();
         }
+        write_configuration(hull, whose);
         let at = |name: &str| hull.path().join(name).display().to_string();
-        fs::write(hull.path().join("containerd.toml"), config(&at)).unwrap();
-        fs::write(hull.path().join("config.toml"), "").unwrap();
-        fs::create_dir_all(hull.path().join("cni")).unwrap();
-        let network = json!({"cniVersion": "0.4.0", "name": "pods", "plugins": [{
-            "type": "bridge", "bridge": "pods0", "isGateway": true,
-            "ipam": {"type": "host-local", "dataDir": at("ipam"),
-                "ranges": [[{"subnet": "10.99.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]},
-        }]});
-        fs::write(hull.path().join("cni/pods.conflist"), network.to_string()).unwrap();
-        let programs = hull.program().parent().unwrap().display().to_string();
-        let path = std::env::var("PATH").unwrap();
+        let mut path = hull.program().parent().unwrap().display().to_string();
+        if let Some(programs) = whose.programs() {
+            path = format!("{path}:{}", programs.display());
+        }
+        let path = format!("{path}:{}", std::env::var("PATH").unwrap());
         let script = "exec containerd -c \"$0/containerd.toml\" >> \"$0/containerd.log\" 2>&1";
         let containerd = Process::new(["sh", "-c", script, &hull.path().display().to_string()])
-            .env("PATH", format!("{programs}:{path}"))
+            .env("PATH", &path)
             .env("HULL_CONFIG", at("config.toml"))
             .env("HULL_STATE_DIR", at("state"))
             .env("HULL_RUN_DIR", at("run"))
             .deadline(LIFE)
             .spawn();
-        let ctr = |words: &[&str]| {
-            let begin = ["ctr", "--address", &at("c.sock"), "--namespace", "k8s.io"];
-            Process::new([&begin[..], words].concat())
-        };
-        let until = Instant::now() + DEADLINE;
-        while ctr(&["version"]).output().code != 0 {
-            assert!(
-                Instant::now() < until,
-                "no containerd: {}",
-                log(hull.path())
-            );
-        }
-        let archive = hull.path().join("images.tar");
-        let entry = |words: &[&str]| json!({"Env": [format!("PATH={PATH}")], "Entrypoint": words});
-        let images = [
-            ("work:test", entry(&[])),
-            ("pause:test", entry(&["sleep", "99999"])),
-        ];
-        Image::new().save_as(&archive, images);
-        let archive = archive.display().to_string();
-        ctr(&["image", "import", &archive]).output().ok();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap();
+        let until = Instant::now() + DEADLINE;
+        while ctr(hull, &path, &["version"]).output().code != 0 {
+            let said = log(hull.path());
+            assert!(Instant::now() < until, "no containerd: {said}");
+        }
+        import_images(hull, &path);
         let client = runtime.block_on(connect(hull.path().join("c.sock")));
         Self {
             hull,
@@ -104,8 +86,14 @@ impl<'a> Node<'a> {
             _containerd: containerd,
             runtime,
             ids: RefCell::default(),
+            path,
             client,
         }
+    }
+
+    /// `ctr` with these words.
+    pub(crate) fn ctr(&self, words: &[&str]) -> Process {
+        ctr(self.hull, &self.path, words)
     }
 
     /// Waits for an answer.
@@ -147,10 +135,15 @@ impl<'a> Node<'a> {
 
     /// Runs a pod's sandbox.
     pub(crate) fn run(&self, config: PodSandboxConfig) -> Pod<'_> {
+        self.run_by("hull", config)
+    }
+
+    /// As [`Self::run`], by the runtime of that name.
+    pub(crate) fn run_by(&self, runtime: &str, config: PodSandboxConfig) -> Pod<'_> {
         fs::create_dir_all(&config.log_directory).unwrap();
         let request = RunPodSandboxRequest {
             config: Some(config.clone()),
-            runtime_handler: "hull".to_owned(),
+            runtime_handler: runtime.to_owned(),
         };
         let id = self
             .wait(self.client.clone().run_pod_sandbox(request))
@@ -388,52 +381,4 @@ async fn connect(socket: PathBuf) -> RuntimeServiceClient<Channel> {
         .connect_with_connector(reach)
         .await;
     RuntimeServiceClient::new(channel.unwrap())
-}
-
-/// What containerd and its shims have said.
-fn log(directory: &Path) -> String {
-    let log = fs::read(directory.join("containerd.log")).unwrap_or_default();
-    let log = String::from_utf8_lossy(&log).into_owned();
-    let lines: Vec<&str> = log
-        .lines()
-        .filter(|line| !line.contains("level=info"))
-        .collect();
-    lines.join("\n")
-}
-
-fn config(at: &impl Fn(&str) -> String) -> String {
-    format!(
-        r#"version = 2
-root = "{root}"
-state = "{state}"
-disabled_plugins = ["io.containerd.internal.v1.opt"]
-[grpc]
-address = "{grpc}"
-[ttrpc]
-address = "{ttrpc}"
-[timeouts]
-"io.containerd.timeout.shim.cleanup" = "60s"
-"io.containerd.timeout.shim.load" = "60s"
-"io.containerd.timeout.shim.shutdown" = "30s"
-"io.containerd.timeout.task.state" = "30s"
-[plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "{PAUSE}"
-stream_server_address = "127.0.0.1"
-disable_apparmor = true
-disable_hugetlb_controller = true
-tolerate_missing_hugetlb_controller = true
-[plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "/usr/lib/cni"
-conf_dir = "{cni}"
-[plugins."io.containerd.grpc.v1.cri".containerd]
-default_runtime_name = "hull"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.hull]
-runtime_type = "io.containerd.hull.v2"
-"#,
-        root = at("root"),
-        state = at("tasks"),
-        grpc = at("c.sock"),
-        ttrpc = at("c.ttrpc"),
-        cni = at("cni"),
-    )
 }
