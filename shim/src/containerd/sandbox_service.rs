@@ -223,7 +223,9 @@ mod tests {
         server.start().unwrap();
         let serving = thread::spawn(move || {
             service.until_shut_down();
-            answer_and_leave(server.stop_listen());
+            let server = server.stop_listen();
+            service.has_gone();
+            answer_and_leave(server);
         });
         let client = Client::connect(&address).unwrap();
         let calls = SandboxClient::new(client.clone());

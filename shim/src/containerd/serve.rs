@@ -56,10 +56,12 @@ pub(crate) fn serve(flags: &Flags) -> anyhow::Result<()> {
     server.start().context("cannot serve")?;
     log::info!("serves container {}", flags.id);
     service.until_shut_down();
-    events.close(LAST_EVENTS);
-    answer_and_leave(server.stop_listen());
+    let server = server.stop_listen();
     // What is left of it, `delete` gets.
     let _ = remove_socket(&bundle, &socket(flags));
+    service.has_gone();
+    events.close(LAST_EVENTS);
+    answer_and_leave(server);
     Ok(())
 }
 

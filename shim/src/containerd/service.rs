@@ -31,8 +31,20 @@ pub(crate) struct Service {
     sandbox: Mutex<Option<Arc<Sandbox>>>,
     /// Whether it ends with its last task, as nobody will say so any more.
     closing: AtomicBool,
-    over: Mutex<bool>,
+    end: Mutex<End>,
     ended: Condvar,
+}
+
+/// How far its end has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum End {
+    /// It serves.
+    #[default]
+    Open,
+    /// Nobody needs it any more.
+    Wanted,
+    /// It can't be reached any more, and whoever ended it may hear so.
+    Come,
 }
 
 impl Service {
@@ -43,20 +55,32 @@ impl Service {
             tasks: Mutex::default(),
             sandbox: Mutex::default(),
             closing: AtomicBool::new(false),
-            over: Mutex::default(),
+            end: Mutex::default(),
             ended: Condvar::new(),
         }
     }
 
     /// Waits until containerd wants no more of it.
     pub(crate) fn until_shut_down(&self) {
-        let mut over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
-        while !*over {
-            over = self
-                .ended
-                .wait(over)
-                .unwrap_or_else(PoisonError::into_inner);
+        drop(self.until(|end| end != End::Open));
+    }
+
+    /// Says that nothing is left by which it could be reached.
+    pub(crate) fn has_gone(&self) {
+        *self.end() = End::Come;
+        self.ended.notify_all();
+    }
+
+    fn end(&self) -> MutexGuard<'_, End> {
+        self.end.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn until(&self, reached: impl Fn(End) -> bool) -> MutexGuard<'_, End> {
+        let mut end = self.end();
+        while !reached(*end) {
+            end = self.ended.wait(end).unwrap_or_else(PoisonError::into_inner);
         }
+        end
     }
 
     fn tasks(&self) -> MutexGuard<'_, HashMap<String, Arc<Task>>> {
@@ -81,8 +105,13 @@ impl Service {
 
     fn end_if_unused(&self) {
         if self.tasks().is_empty() && self.sandbox().is_none() {
-            *self.over.lock().unwrap_or_else(PoisonError::into_inner) = true;
+            let mut end = self.end();
+            if *end == End::Open {
+                *end = End::Wanted;
+            }
+            drop(end);
             self.ended.notify_all();
+            drop(self.until(|end| end == End::Come));
         }
     }
 
