@@ -48,9 +48,9 @@ pub(crate) fn delete(flags: &Flags) -> anyhow::Result<()> {
         .context("cannot answer containerd")
 }
 
-/// Removes the other containers of a sandbox, as far as nobody else will: containerd from 2.0 on
-/// calls for none that is in a sandbox, but for the sandbox itself. Before, it wrote into the
-/// bundle of each where its shim listened.
+/// Removes the other containers of a sandbox, as far as nobody else will. Containerd has `delete`
+/// run for those that it had `start` run for, which left the shim's address in their bundle; from
+/// 2.3 on that is the sandbox alone.
 fn remove_members(engine: &Engine, sandbox: &str) -> anyhow::Result<()> {
     for member in engine.list()? {
         let plan = member.plan();

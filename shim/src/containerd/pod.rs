@@ -135,7 +135,7 @@ pub(crate) fn holder(
 ) -> anyhow::Result<Spec> {
     let linux = config.linux.clone().unwrap_or_default();
     let mut spec = json!({
-        "ociVersion": own.version(),
+        "ociVersion": Spec::default().version(),
         "root": {"path": root, "readonly": true},
         "process": {"args": [], "cwd": "/", "user": {"uid": 0, "gid": 0},
             "noNewPrivileges": true, "oomScoreAdj": SCORE},

@@ -29,7 +29,7 @@ use tempfile::TempDir;
 
 use crate::daemon::socket;
 
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Who hears events.
 struct Ear(Mutex<Sender<String>>);
@@ -54,16 +54,17 @@ fn listen(path: &Path) -> (Server, Receiver<String>) {
     (server, heard)
 }
 
-struct Bundle<'a> {
+/// A bundle, and the shim that is started in it.
+pub(crate) struct Bundle<'a> {
     hull: &'a Hull,
     id: &'static str,
-    path: PathBuf,
+    pub(crate) path: PathBuf,
     /// Where events are heard: the server of that is not Hull's to leave.
     ear: TempDir,
 }
 
 impl<'a> Bundle<'a> {
-    fn new(hull: &'a Hull, id: &'static str) -> Self {
+    pub(crate) fn new(hull: &'a Hull, id: &'static str) -> Self {
         let path = hull.path().join("bundles").join(id);
         fs::create_dir_all(&path).unwrap();
         rustix::fs::mkfifoat(rustix::fs::CWD, path.join("log"), 0o600.into()).unwrap();
@@ -76,7 +77,7 @@ impl<'a> Bundle<'a> {
         }
     }
 
-    fn configure(&self, script: &str) {
+    pub(crate) fn configure(&self, script: &str) {
         let config = json!({
             "ociVersion": "1.0.2",
             "root": {"path": "rootfs"},
@@ -96,7 +97,7 @@ impl<'a> Bundle<'a> {
         self.ear.path().join("events").display().to_string()
     }
 
-    fn shim(&self, words: &[&str]) -> Process {
+    pub(crate) fn shim(&self, words: &[&str]) -> Process {
         let program = self
             .hull
             .program()
@@ -122,11 +123,11 @@ impl<'a> Bundle<'a> {
         TaskClient::new(Client::connect(&address).unwrap())
     }
 
-    fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         socket(&self.at("c.sock"), "ns", self.id)
     }
 
-    fn request(&self) -> CreateTaskRequest {
+    pub(crate) fn request(&self) -> CreateTaskRequest {
         CreateTaskRequest {
             id: self.id.to_owned(),
             bundle: self.path.display().to_string(),
@@ -135,11 +136,11 @@ impl<'a> Bundle<'a> {
     }
 }
 
-fn patient() -> Context {
+pub(crate) fn patient() -> Context {
     ttrpc::context::with_duration(PATIENCE)
 }
 
-fn refusal<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> (Code, String) {
+pub(crate) fn refusal<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> (Code, String) {
     match result.unwrap_err() {
         ttrpc::Error::RpcStatus(status) => (status.code(), status.message().to_owned()),
         other => panic!("{other:?}"),
@@ -208,7 +209,7 @@ fn a_bad_bundle_is_refused_with_the_reason() {
 }
 
 /// Starts a shim by a message on stdin.
-fn start_by_message(bundle: &Bundle<'_>) -> TaskClient {
+pub(crate) fn start_by_message(bundle: &Bundle<'_>) -> Client {
     let params = BootstrapParams {
         instance_id: bundle.id.to_owned(),
         namespace: "ns".to_owned(),
@@ -220,7 +221,7 @@ fn start_by_message(bundle: &Bundle<'_>) -> TaskClient {
     let started = bundle.shim(&["start"]).stdin(input).output();
     let result = BootstrapResult::parse_from_bytes(&started.stdout).unwrap();
     assert_eq!((result.version, result.protocol.as_str()), (3, "ttrpc"));
-    TaskClient::new(Client::connect(&result.address).unwrap())
+    Client::connect(&result.address).unwrap()
 }
 
 /// Runs it to its end, which is `go`'s to begin, with calls that come too early and too late; what
@@ -285,7 +286,7 @@ fn calls_have_their_places_and_events_wait_to_be_heard() {
     bundle.configure("until [ -e /go ]; do sleep 0.1; done; exit 9");
     let tree = hull.path().join("tree");
     Image::new().unpack(&tree);
-    let client = start_by_message(&bundle);
+    let client = TaskClient::new(start_by_message(&bundle));
     let mut request = bundle.request();
     request.rootfs.push(Mount {
         type_: "bind".to_owned(),

@@ -13,4 +13,5 @@ mod calls;
 mod daemon;
 mod kills;
 mod same;
+mod sandbox;
 mod streams;

@@ -2,17 +2,21 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use hull_tests::host::releases;
 use hull_tests::hull::Hull;
 use hull_tests::image::{Image, PATH};
-use hull_tests::process::Process;
+use hull_tests::process::{DEADLINE, Process, Running};
 use serde_json::json;
 
 /// The image of containers, as containerd names it.
 pub(crate) const IMAGE: &str = "docker.io/library/work:test";
 /// The image of sandboxes' own containers.
 const PAUSE: &str = "docker.io/library/pause:test";
+
+/// How long a containerd may live whose test doesn't end it.
+const LIFE: Duration = Duration::from_secs(1500);
 
 /// Whose containerd a node has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +57,25 @@ pub(crate) fn log(directory: &Path) -> String {
         .filter(|line| !line.contains("level=info"))
         .collect();
     lines.join("\n")
+}
+
+/// Starts the first containerd of a `PATH`.
+pub(crate) fn start(hull: &Hull, path: &str) -> Running {
+    let at = |name: &str| hull.path().join(name).display().to_string();
+    let script = "exec containerd -c \"$0/containerd.toml\" >> \"$0/containerd.log\" 2>&1";
+    let containerd = Process::new(["sh", "-c", script, &hull.path().display().to_string()])
+        .env("PATH", path)
+        .env("HULL_CONFIG", at("config.toml"))
+        .env("HULL_STATE_DIR", at("state"))
+        .env("HULL_RUN_DIR", at("run"))
+        .deadline(LIFE)
+        .spawn();
+    let until = Instant::now() + DEADLINE;
+    while ctr(hull, path, &["version"]).output().code != 0 {
+        let said = log(hull.path());
+        assert!(Instant::now() < until, "no containerd: {said}");
+    }
+    containerd
 }
 
 /// `ctr` of that `PATH`.
@@ -154,7 +177,7 @@ disable_apparmor = true
 disable_hugetlb_controller = true
 tolerate_missing_hugetlb_controller = true
 [plugins."io.containerd.cri.v1.runtime".cni]
-bin_dir = "/usr/lib/cni"
+bin_dirs = ["/usr/lib/cni"]
 conf_dir = "{cni}"
 [plugins."io.containerd.cri.v1.runtime".containerd]
 default_runtime_name = "hull"

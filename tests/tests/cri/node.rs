@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use hull_tests::hull::Hull;
 use hull_tests::process::{DEADLINE, Process, Running};
@@ -18,15 +18,14 @@ use k8s_cri::v1::{
     RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest,
     StopContainerRequest, StopPodSandboxRequest,
 };
+use rustix::process::Signal;
 use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use super::containerd::{Containerd, IMAGE, ctr, import_images, log, write_configuration};
+use super::containerd::{Containerd, IMAGE, ctr, import_images, log, start, write_configuration};
 
 /// Where a node's pods have their cgroups.
 const CGROUPS: &str = "hull-pods";
-/// How long a containerd may live whose test doesn't end it.
-const LIFE: Duration = Duration::from_secs(1500);
 
 static ALONE: Mutex<()> = Mutex::new(());
 
@@ -35,7 +34,7 @@ pub(crate) struct Node<'a> {
     hull: &'a Hull,
     /// The network, the sockets' directory and the cgroups are everybody's.
     _alone: MutexGuard<'static, ()>,
-    _containerd: Running,
+    containerd: RefCell<Option<Running>>,
     runtime: Runtime,
     ids: RefCell<Vec<String>>,
     path: String,
@@ -55,39 +54,45 @@ impl<'a> Node<'a> {
             Process::new(["modprobe", module]).output().ok();
         }
         write_configuration(hull, whose);
-        let at = |name: &str| hull.path().join(name).display().to_string();
         let mut path = hull.program().parent().unwrap().display().to_string();
         if let Some(programs) = whose.programs() {
             path = format!("{path}:{}", programs.display());
         }
         let path = format!("{path}:{}", std::env::var("PATH").unwrap());
-        let script = "exec containerd -c \"$0/containerd.toml\" >> \"$0/containerd.log\" 2>&1";
-        let containerd = Process::new(["sh", "-c", script, &hull.path().display().to_string()])
-            .env("PATH", &path)
-            .env("HULL_CONFIG", at("config.toml"))
-            .env("HULL_STATE_DIR", at("state"))
-            .env("HULL_RUN_DIR", at("run"))
-            .deadline(LIFE)
-            .spawn();
+        let containerd = start(hull, &path);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap();
-        let until = Instant::now() + DEADLINE;
-        while ctr(hull, &path, &["version"]).output().code != 0 {
-            let said = log(hull.path());
-            assert!(Instant::now() < until, "no containerd: {said}");
-        }
         import_images(hull, &path);
         let client = runtime.block_on(connect(hull.path().join("c.sock")));
         Self {
             hull,
             _alone: alone,
-            _containerd: containerd,
+            containerd: RefCell::new(Some(containerd)),
             runtime,
             ids: RefCell::default(),
             path,
             client,
+        }
+    }
+
+    /// Kills containerd and starts it again.
+    pub(crate) fn restart(&self) {
+        let running = self.containerd.take().unwrap();
+        running.signal(Signal::KILL);
+        let _killed = running.wait();
+        *self.containerd.borrow_mut() = Some(start(self.hull, &self.path));
+        let until = Instant::now() + DEADLINE;
+        let mut client = self.client.clone();
+        // The connection is another one.
+        let asked = ListPodSandboxRequest::default;
+        while let Err(status) = self.runtime.block_on(client.list_pod_sandbox(asked())) {
+            assert!(
+                Instant::now() < until,
+                "{status}\n{}",
+                log(self.hull.path())
+            );
         }
     }
 

@@ -1,10 +1,19 @@
 //! Pods whose sandbox is no container: containerd 2.x with `sandboxer = "shim"`.
 
 use std::collections::HashMap;
+use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
+use containerd_shim_protos::Client;
+use containerd_shim_protos::cgroups_v2::metrics::Metrics;
+use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::sandbox_api::{
+    PingRequest, SandboxMetricsRequest, WaitSandboxRequest, WaitSandboxResponse,
+};
+use containerd_shim_protos::sandbox_sync::SandboxClient;
+use containerd_shim_protos::ttrpc::context;
 use hull_tests::hull::Hull;
-use hull_tests::process::DEADLINE;
+use hull_tests::process::{DEADLINE, Process};
 use k8s_cri::v1::{DnsConfig, LinuxContainerResources, PodSandboxState, PodSandboxStatusRequest};
 
 use super::containerd::{BOXED, Containerd};
@@ -57,6 +66,57 @@ fn a_sandbox_of_its_own_needs_no_container() {
     let c = pod.start("c", "hostname; exit 3");
     pod.await_log("c", "stdout F one");
     assert_eq!(pod.await_exit(&c), 3);
+    let waiting = is_asked(&node, &pod);
+    pod.remove();
+    let ends = waiting.map(|waiting| waiting.join().unwrap());
+    assert_eq!(ends[0].exit_status, 0);
+    assert!(ends[0].exited_at.is_some());
+    assert_eq!(ends[0], ends[1]);
+    node.check();
+}
+
+/// What containerd has no command for; leaves two that wait for the end.
+fn is_asked(node: &Node<'_>, pod: &Pod<'_>) -> [JoinHandle<WaitSandboxResponse>; 2] {
+    let about = format!("{}/k8s.io/{}", node.path("c.sock").display(), pod.id);
+    let sum = Process::new(["sha256sum"]).stdin(about).output().ok();
+    let name = sum.split_whitespace().next().unwrap();
+    let client = Client::connect(&format!("unix:///run/containerd/s/{name}")).unwrap();
+    let calls = SandboxClient::new(client);
+    let limit = || context::with_duration(DEADLINE);
+    let sandbox_id = pod.id.clone();
+    let mut ping = PingRequest::default();
+    ping.sandbox_id.clone_from(&sandbox_id);
+    calls.ping_sandbox(limit(), &ping).unwrap();
+    let mut ask = SandboxMetricsRequest::default();
+    ask.sandbox_id.clone_from(&sandbox_id);
+    let metrics = calls.sandbox_metrics(limit(), &ask).unwrap().metrics;
+    let metrics = Metrics::parse_from_bytes(&metrics.data.value).unwrap();
+    // Its limit is the machine's memory, of which the kernel has its part.
+    let limit_bytes = metrics.memory.usage_limit;
+    assert!(
+        (256 << 20..320 << 20).contains(&limit_bytes),
+        "{limit_bytes}"
+    );
+    assert!(metrics.memory.usage > 0 && metrics.cpu.usage_usec > 0);
+    assert!(metrics.pids.current >= 2, "{}", metrics.pids.current);
+    [(); 2].map(|()| {
+        let (calls, mut wait) = (calls.clone(), WaitSandboxRequest::default());
+        wait.sandbox_id.clone_from(&sandbox_id);
+        thread::spawn(move || calls.wait_sandbox(limit(), &wait).unwrap())
+    })
+}
+
+#[test]
+fn containerd_comes_back_to_them() {
+    let Some(hull) = Hull::new() else { return };
+    let node = Node::of(&hull, Containerd::Forky);
+    let pod = node.run_by(BOXED, node.config("one"));
+    let a = pod.start("a", "sleep 9999");
+    node.restart();
+    assert_eq!(state(&node, &pod), PodSandboxState::SandboxReady);
+    assert_eq!(pod.says(&a, "echo on"), "on\n");
+    let b = pod.start("b", "exit 3");
+    assert_eq!(pod.await_exit(&b), 3);
     pod.remove();
     node.check();
 }
