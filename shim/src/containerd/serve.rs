@@ -57,8 +57,8 @@ pub(crate) fn serve(flags: &Flags) -> anyhow::Result<()> {
     log::info!("serves container {}", flags.id);
     service.until_shut_down();
     let server = server.stop_listen();
-    // What is left of it, `delete` gets.
-    let _ = remove_socket(&bundle, &socket(flags));
+    // Nobody else's meanwhile. What is left of it, `delete` gets.
+    let _ = socket_of(&bundle, &socket(flags)).and_then(|path| unlink(&path));
     service.has_gone();
     events.close(LAST_EVENTS);
     answer_and_leave(server);
@@ -96,13 +96,21 @@ pub(crate) fn answer_and_leave(server: Server) {
 /// Removes the socket of a bundle's shim, unless the shim goes on for others of its pod;
 /// `otherwise` is where it is if the shim that was to say so didn't come to it.
 pub(crate) fn remove_socket(bundle: &Path, otherwise: &Path) -> io::Result<()> {
-    let path = match fs::read_to_string(bundle.join(ADDRESS_FILE)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => otherwise.to_owned(),
-        address => PathBuf::from(address?.trim().trim_start_matches("unix://")),
-    };
+    let path = socket_of(bundle, otherwise)?;
     if UnixStream::connect(&path).is_ok() {
         return Ok(());
     }
+    unlink(&path)
+}
+
+fn socket_of(bundle: &Path, otherwise: &Path) -> io::Result<PathBuf> {
+    match fs::read_to_string(bundle.join(ADDRESS_FILE)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(otherwise.to_owned()),
+        address => Ok(PathBuf::from(address?.trim().trim_start_matches("unix://"))),
+    }
+}
+
+fn unlink(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed,
