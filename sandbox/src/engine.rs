@@ -15,7 +15,7 @@ use crate::control::ControlError;
 use crate::exit::CODE_HULL_FAILED;
 use crate::launch::{self, StartFailure};
 use crate::plan::{self, HostFacts, Identity, PlanError, PodFacts};
-use crate::request::{BundleRequest, Root, RunRequest, VolumeSource};
+use crate::request::{BundleRequest, Image, Root, RunRequest, VolumeSource};
 use crate::scratch::ScratchError;
 use crate::settings::Settings;
 use crate::state::{Running, Status};
@@ -318,7 +318,8 @@ impl Engine {
         cpus: Option<f64>,
         memory_bytes: Option<u64>,
     ) -> Result<String, EngineError> {
-        let mut request = RunRequest::new(Root::Directory("/".into()));
+        // As of any image, which shapes nothing.
+        let mut request = RunRequest::new(Root::Image(Image::default()));
         (request.cpus, request.memory_bytes) = (cpus, memory_bytes);
         let mut vm = plan::machine(&request, &self.settings, &facts(&request)?)?;
         let scratch = plan::scratch(None, &self.settings)?;
