@@ -7,7 +7,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use hull_tests::host::packages;
+use hull_tests::host::releases;
 use hull_tests::hull::Hull;
 use hull_tests::image::{self, Image};
 use hull_tests::process::{DEADLINE, Process, Running};
@@ -35,7 +35,7 @@ impl<'a> Docker<'a> {
             .ok();
         let mut docker = Self {
             hull,
-            programs: packages::unpacked("docker.io").unwrap().join("usr"),
+            programs: releases::find("bookworm", "docker.io").unwrap().join("usr"),
             namespace,
             daemon: None,
         };

@@ -43,10 +43,13 @@ const TOOLS: &[(&str, &str)] = &[
     ),
 ];
 
-/// The package of the suite `docker`; installed, it would change this machine's firewall.
-const DOCKER: &str = "docker.io";
-/// Packages of other releases of Debian that the suites use, each next to its own release's.
-const OTHERS: &[(&str, &str)] = &[("trixie", "containerd"), ("forky", "containerd")];
+/// Packages of other releases of Debian that the suites use, each next to its own release's; and
+/// Docker's, which would change this machine's firewall if it were installed.
+const OTHERS: &[(&str, &str)] = &[
+    ("trixie", "containerd"),
+    ("forky", "containerd"),
+    ("bookworm", "docker.io"),
+];
 
 /// The suite that tests the emulated host itself, from outside.
 const OUTSIDE: &str = "host";
@@ -61,7 +64,6 @@ const HOSTS: &[&str] = &["default", "second"];
 pub(crate) fn run(suites: &[String]) -> Result<()> {
     packages::ensure(BUILD_TOOLS, &report("test"))?;
     packages::ensure(TOOLS, &report("test"))?;
-    packages::unpack(DOCKER, &report("test"))?;
     for (release, package) in OTHERS {
         releases::ensure(release, package, &report("test"))?;
     }

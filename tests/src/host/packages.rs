@@ -3,7 +3,6 @@
 //! Owns: finding programs, `apt-get`, running tools with their words kept for the error.
 //! Refuses: any other package manager; it then names what is missing.
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::UNIX_EPOCH;
@@ -69,52 +68,6 @@ pub fn ensure(needed: &[(&str, &str)], report: &Report) -> Result<()> {
     Ok(())
 }
 
-/// Where the files of a package are that is unpacked and never installed, since that would start
-/// its services here.
-///
-/// # Errors
-/// When there is no workspace.
-pub fn unpacked(package: &str) -> Result<PathBuf> {
-    Ok(super::home(&super::workspace()?)?
-        .join("packages")
-        .join(package))
-}
-
-/// Unpacks a package there, if it isn't yet.
-///
-/// # Errors
-/// When it can't be downloaded or unpacked.
-pub fn unpack(package: &str, report: &Report) -> Result<()> {
-    let place = unpacked(package)?;
-    if place.is_dir() {
-        return Ok(());
-    }
-    let parent = place.parent().context("a package has a place")?;
-    fs::create_dir_all(parent).with_context(|| format!("make {}", parent.display()))?;
-    report.step(&format!("downloading {package}"));
-    let work = tempfile::Builder::new()
-        .prefix(".unpack-")
-        .tempdir_in(parent)
-        .with_context(|| format!("make a directory in {}", parent.display()))?;
-    let download = || {
-        let words = ["-o", "APT::Sandbox::User=root", "download", package];
-        run(Command::new("apt-get").args(words).current_dir(work.path()))
-    };
-    if download().is_err() {
-        update(report)?;
-        download()?;
-    }
-    let names = fs::read_dir(work.path())?
-        .flatten()
-        .map(|entry| entry.path());
-    let deb = names
-        .last()
-        .with_context(|| format!("no file of {package} came"))?;
-    let tree = work.path().join("tree");
-    run(Command::new("dpkg-deb").arg("-x").args([&deb, &tree]))?;
-    fs::rename(&tree, &place).with_context(|| format!("move {package} to {}", place.display()))
-}
-
 /// Brings the package lists up to date.
 ///
 /// # Errors
@@ -158,7 +111,7 @@ pub(super) fn find_file_server() -> Option<PathBuf> {
 
 /// Changes whenever a package is installed or removed.
 pub(super) fn epoch() -> u64 {
-    let status = fs::metadata("/var/lib/dpkg/status").and_then(|data| data.modified());
+    let status = std::fs::metadata("/var/lib/dpkg/status").and_then(|data| data.modified());
     let since = status
         .ok()
         .and_then(|time| time.duration_since(UNIX_EPOCH).ok());
