@@ -29,7 +29,8 @@ impl<'a> Docker<'a> {
         Process::new(["modprobe", "-a", "tun", "veth", "bridge", "br_netfilter"])
             .output()
             .ok();
-        let namespace = format!("docker-{}", std::process::id());
+        let own = hull.path().file_name().unwrap().to_string_lossy();
+        let namespace = format!("docker-{own}");
         Process::new(["ip", "netns", "add", &namespace])
             .output()
             .ok();
