@@ -1,6 +1,10 @@
 //! Starts from templates: like cold ones, each its own machine, whatever happens to the template.
 
-#![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that can't go on has failed"
+)]
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -58,6 +62,39 @@ fn a_copy_is_like_a_guest_that_booted_and_knows_the_time() {
     let times: Vec<f64> = said.lines().map(|line| line.parse().unwrap()).collect();
     let in_order = [before.floor(), times[0], times[1], after];
     assert!(in_order.is_sorted() && times[1] > times[0], "{in_order:?}");
+}
+
+/// Asked again and again, a copy's clock leaves room for a difference from the host's of less than
+/// a millisecond only: each answer is of a moment between its question and its coming.
+#[test]
+fn a_copys_clock_is_the_hosts() {
+    let Some(hull) = Hull::new() else { return };
+    let image = hull.image();
+    hull.cmd(["run", "--rm", &image, "true"]).output().ok();
+    let script = "echo up; while read -r number; do \
+        adjtimex | sed -n 's/ *time.tv_u*sec: *//p'; echo said $number; done";
+    let mut copy = hull
+        .cmd(["run", "--rm", "-i", &image, "sh", "-c", script])
+        .stdin_open()
+        .spawn();
+    copy.await_stdout("up\n");
+    let (mut least, mut most) = (f64::NEG_INFINITY, f64::INFINITY);
+    for number in 0..20 {
+        let before = now();
+        copy.write(format!("{number}\n"));
+        copy.await_stdout(&format!("said {number}\n"));
+        let after = now();
+        let said = copy.said();
+        let lines: Vec<&str> = said.lines().rev().skip(1).take(2).collect();
+        let [micros, seconds] = lines[..] else {
+            panic!("{said}")
+        };
+        let guest = seconds.parse::<f64>().unwrap() + micros.parse::<f64>().unwrap() / 1e6;
+        (least, most) = (least.max(guest - after), most.min(guest - before));
+    }
+    copy.close_stdin();
+    assert_eq!(copy.wait().code, 0);
+    assert!(least < 0.001 && most > -0.001, "{least} to {most} s");
 }
 
 /// A start went well, and said nothing that another one had said.
