@@ -1,10 +1,6 @@
 //! Starts from templates: like cold ones, each its own machine, whatever happens to the template.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test that can't go on has failed"
-)]
+#![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
 use std::collections::HashSet;
 use std::fs::{self, File};

@@ -32,10 +32,7 @@ fn plan() -> Plan {
         name: "name".into(),
         created_at: "2026-01-01T00:00:00Z".parse().unwrap(),
         hostname: "host".into(),
-        image: Some(PlannedImage {
-            reference: "thing:1".into(),
-            id: "sha256:1".into(),
-        }),
+        image: Some(image()),
         labels: [("k".to_owned(), "v".to_owned())].into(),
         vm: serde_json::from_value(json!({
             "vcpus": 2, "cpu_quota": 1.5, "memory_bytes": 512 << 20, "kernel": "/k",
@@ -65,6 +62,13 @@ fn plan() -> Plan {
         cgroup: None,
         auto_remove: false,
         log_limit_bytes: 1,
+    }
+}
+
+fn image() -> PlannedImage {
+    PlannedImage {
+        reference: "thing:1".into(),
+        id: "sha256:1".into(),
     }
 }
 
