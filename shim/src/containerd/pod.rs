@@ -5,7 +5,7 @@
 //! pod find in place of the files that containerd makes for one. Refuses: options of another kind.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
@@ -167,7 +167,8 @@ pub(crate) fn holder(
         path => Some(path.into()),
     };
     let mut namespaces = vec![json!({"type": "pid"}), json!({"type": "ipc"})];
-    namespaces.push(json!({"type": "network", "path": network}));
+    // Without one to join there is none: a new one would be for somebody to fill.
+    namespaces.extend(network.map(|path: PathBuf| json!({"type": "network", "path": path})));
     spec["linux"] = json!({"namespaces": namespaces, "sysctl": sysctls,
         "resources": own_linux.resources(), "cgroupsPath": cgroup});
     let mut annotations: Map<String, Value> = Map::new();
@@ -323,6 +324,15 @@ mod tests {
         assert_eq!(said["linux"]["cgroupsPath"], "/c");
         assert_eq!(said["linux"]["namespaces"][2]["path"], "/n");
         assert_eq!(said["linux"]["resources"]["memory"]["limit"], 5);
+        let spec = holder(
+            &asked,
+            &Config::default(),
+            &Spec::default(),
+            Path::new("/r"),
+        )
+        .unwrap();
+        let said = serde_json::to_value(&spec).unwrap();
+        assert_eq!(said["linux"]["namespaces"][2], Value::Null);
     }
 
     #[test]
