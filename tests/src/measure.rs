@@ -38,6 +38,13 @@ impl Findings {
         programs.entry(program.to_owned()).or_default().push(value);
     }
 
+    /// Takes in what was found elsewhere of other figures.
+    pub fn join(&mut self, other: Self) {
+        self.samples.extend(other.samples);
+        self.details.extend(other.details);
+        self.failures.extend(other.failures);
+    }
+
     /// Every program's median of every figure.
     #[must_use]
     pub fn medians(&self) -> BTreeMap<String, BTreeMap<String, f64>> {
