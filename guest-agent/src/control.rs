@@ -166,7 +166,7 @@ impl Control {
         if !self.owns_guest {
             return Ok(());
         }
-        identity::be(&setup.hostname, setup.realtime_ns, &setup.entropy)?;
+        identity::be(&setup.hostname, setup.moment, &setup.entropy)?;
         network::make(&setup.interfaces)?;
         if setup.shares {
             mount_shares()?;

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use hull_proto::Identity;
+use hull_proto::{Identity, Moment};
 use rustix::fs::{Mode, OFlags, ResolveFlags, Timespec};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -40,13 +40,14 @@ const MAX_FILE: u64 = 1 << 20;
 ///
 /// # Errors
 /// What the kernel refuses.
-pub(crate) fn be(hostname: &str, realtime_ns: u64, entropy: &[u8; 32]) -> Result<(), Fault> {
+pub(crate) fn be(hostname: &str, moment: Moment, entropy: &[u8; 32]) -> Result<(), Fault> {
     let random = File::options()
         .write(true)
         .open("/dev/urandom")
         .or_internal(|| "cannot open /dev/urandom")?;
     sys::add_entropy(random.as_fd(), entropy).or_internal(|| "cannot seed the random generator")?;
-    rustix::time::clock_settime(ClockId::Realtime, timespec(realtime_ns))
+    let now = moment.realtime_at(sys::time_stamp());
+    rustix::time::clock_settime(ClockId::Realtime, timespec(now))
         .or_internal(|| "cannot set the clock")?;
     set_hostname(hostname)
 }
@@ -58,7 +59,7 @@ pub(crate) fn be(hostname: &str, realtime_ns: u64, entropy: &[u8; 32]) -> Result
 pub(crate) fn become_another(identity: &Identity, containers: &Containers) -> Result<(), Fault> {
     let before = rustix::system::uname();
     let before = before.nodename().to_string_lossy();
-    be(&identity.hostname, identity.realtime_ns, &identity.entropy)?;
+    be(&identity.hostname, identity.moment, &identity.entropy)?;
     for file in &identity.files {
         rename_in(Path::new(file), &before, &identity.hostname)
             .or_internal(|| format!("cannot write the host name to {file}"))?;

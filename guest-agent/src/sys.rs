@@ -413,6 +413,13 @@ pub(crate) fn freeze(file: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// The processor's time stamp counter.
+pub(crate) fn time_stamp() -> u64 {
+    // SAFETY: it only reads a register, which every x86-64 processor has and the kernel leaves to
+    // all.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
 /// Brings the loopback interface of this network namespace up (netdevice(7)).
 ///
 /// # Errors

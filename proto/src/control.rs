@@ -87,13 +87,36 @@ pub enum Request {
     },
 }
 
+/// A moment on two clocks. Whoever hears of it later knows by the first how much later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moment {
+    /// The guest's time stamp counter.
+    pub tsc: u64,
+    /// How often that counts in a millisecond; 0 if nobody knows.
+    pub tsc_khz: u32,
+    /// The host's wall clock, in nanoseconds since the epoch.
+    pub realtime_ns: u64,
+}
+
+impl Moment {
+    /// The host's wall clock when the guest's counter stands at `tsc`; as it was where the counter
+    /// is of no use.
+    #[must_use]
+    pub fn realtime_at(&self, tsc: u64) -> u64 {
+        let ticks = u128::from(tsc.saturating_sub(self.tsc));
+        let since = (ticks * 1_000_000).checked_div(self.tsc_khz.into());
+        let since = since.and_then(|since| u64::try_from(since).ok());
+        self.realtime_ns.saturating_add(since.unwrap_or(0))
+    }
+}
+
 /// What makes one guest different from the next.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Setup {
     /// Host name of the guest's initial UTS namespace.
     pub hostname: String,
-    /// The host's wall clock when this was sent, in nanoseconds since the epoch.
-    pub realtime_ns: u64,
+    /// What time it is.
+    pub moment: Moment,
     /// 256 fresh random bits, credited to the guest kernel's generator.
     pub entropy: [u8; 32],
     /// Whether the shares device is to be mounted at [`crate::SHARES_DIR`].
@@ -123,8 +146,8 @@ pub struct Scratch {
 pub struct Identity {
     /// Host name of the guest's initial UTS namespace and of its containers' own.
     pub hostname: String,
-    /// The host's wall clock when this was sent, in nanoseconds since the epoch.
-    pub realtime_ns: u64,
+    /// What time it is.
+    pub moment: Moment,
     /// 256 fresh random bits, as in [`Setup`].
     pub entropy: [u8; 32],
     /// Files of the guest in which its host name stands, and is to be replaced.
@@ -217,10 +240,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_time_is_told_by_the_counter_where_there_is_one() {
+        let moment = |tsc_khz| Moment {
+            tsc: 5_000,
+            tsc_khz,
+            realtime_ns: 7,
+        };
+        // 2 GHz for 3 s.
+        assert_eq!(moment(2_000_000).realtime_at(6_000_005_000), 3_000_000_007);
+        assert_eq!(moment(2_000_000).realtime_at(4_999), 7);
+        assert_eq!(moment(0).realtime_at(u64::MAX), 7);
+        assert_eq!(moment(1).realtime_at(u64::MAX), 7);
+    }
+
+    #[test]
     fn requests_round_trip_in_pieces() {
         let setup = Request::Setup(Setup {
             hostname: "a".into(),
-            realtime_ns: u64::MAX,
+            moment: Moment {
+                tsc: u64::MAX,
+                tsc_khz: u32::MAX,
+                realtime_ns: u64::MAX,
+            },
             entropy: [7; 32],
             shares: true,
             scratch: Some(Scratch {
@@ -280,7 +321,11 @@ mod tests {
             interfaces[0] = interface(first, MAX_NETWORK_ENTRIES - first);
             let setup = Request::Setup(Setup {
                 hostname: "h".repeat(64),
-                realtime_ns: u64::MAX,
+                moment: Moment {
+                    tsc: u64::MAX,
+                    tsc_khz: u32::MAX,
+                    realtime_ns: u64::MAX,
+                },
                 entropy: [255; 32],
                 shares: true,
                 scratch: Some(Scratch {

@@ -27,7 +27,7 @@ pub use cgroup::{
     ProcessPage, weight_of_shares,
 };
 pub use control::{
-    ControlError, Hello, Identity, LineDecoder, Reply, Request, Scratch, Setup, encode_line,
+    ControlError, Hello, Identity, LineDecoder, Moment, Reply, Request, Scratch, Setup, encode_line,
 };
 pub use frame::{Decoder, Frame, FrameError, encode};
 pub use network::{

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hull_proto::{
     ContainerStart, ControlError, Decoder, ExitStatus, Failure, Frame, FrameError, GENERATION,
-    Hello, Identity, Interface, LineDecoder, MAX_FROM_GUEST, OciJson, PROCESS_PORT, Reply, Request,
-    Scratch, Setup, Spawn, encode_line,
+    Hello, Identity, Interface, LineDecoder, MAX_FROM_GUEST, Moment, OciJson, PROCESS_PORT, Reply,
+    Request, Scratch, Setup, Spawn, encode_line,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::de::DeserializeOwned;
@@ -190,7 +190,7 @@ impl Agent {
     ) -> Result<(), BootError> {
         let request = Request::Setup(Setup {
             hostname: furniture.hostname.to_owned(),
-            realtime_ns: realtime_ns(),
+            moment: moment(guest),
             entropy: names::random(),
             shares: true,
             scratch: furniture.scratch,
@@ -221,7 +221,7 @@ impl Agent {
         let request = Request::GoOn {
             identity: Some(Identity {
                 hostname: plan.hostname.clone(),
-                realtime_ns: realtime_ns(),
+                moment: moment(guest),
                 entropy: names::random(),
                 files: plan.identity_files(),
             }),
@@ -260,11 +260,19 @@ impl Agent {
     }
 }
 
-/// The host's wall clock, in nanoseconds since the epoch.
-fn realtime_ns() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let nanoseconds = now.map_or(0, |since| since.as_nanos());
-    u64::try_from(nanoseconds).unwrap_or(u64::MAX)
+/// What time it is, for the guest to hear.
+fn moment(guest: &dyn Guest) -> Moment {
+    let known = guest.moment();
+    let (tsc, tsc_khz) = known.map_or((0, 0), |moment| (moment.tsc, moment.tsc_khz));
+    let realtime = known.map_or_else(SystemTime::now, |moment| moment.realtime);
+    let since = realtime.duration_since(UNIX_EPOCH);
+    Moment {
+        tsc,
+        tsc_khz,
+        realtime_ns: since.map_or(0, |since| {
+            u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+        }),
+    }
 }
 
 /// Takes up the stream of the first process of a guest that went on.

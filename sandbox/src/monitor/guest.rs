@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 
-use hull_vmm::machine::{MachineState, SaveError};
+use hull_vmm::machine::{MachineState, Moment, SaveError};
 use hull_vmm::memory::{MemoryImage, WorkingSet};
 
 use crate::network::JoinError;
@@ -42,6 +42,10 @@ pub(super) trait Guest {
     }
     /// What a copy of a template that nobody has learnt from touched up to now.
     fn observed(&self) -> Option<WorkingSet> {
+        None
+    }
+    /// A moment since it was started, by which it can tell the time.
+    fn moment(&self) -> Option<Moment> {
         None
     }
     /// All that it is, while it stands still.

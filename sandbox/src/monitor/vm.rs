@@ -12,7 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use hull_proto::{CONTROL_PORT, GUEST_CID, Interface, RESOLVER_PORT, Request, SHARES_TAG};
-use hull_vmm::machine::{BuildError, Host, Machine, MachineState, SaveError};
+use hull_vmm::machine::{BuildError, Host, Machine, MachineState, Moment, SaveError};
 use hull_vmm::memory::{MemoryImage, WorkingSet};
 use hull_vmm::outcome::VmExit;
 use hull_vmm::spec::{
@@ -345,6 +345,10 @@ impl Guest for Vm {
             interfaces,
             resolver,
         }))
+    }
+
+    fn moment(&self) -> Option<Moment> {
+        self.machine.moment()
     }
 
     fn observed(&self) -> Option<WorkingSet> {

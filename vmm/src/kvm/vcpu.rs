@@ -26,6 +26,8 @@ pub const MAX_ACCESS_BYTES: usize = 8;
 const MAX_PORT_BYTES: usize = 4096;
 
 /// `IA32_MISC_ENABLE`, and its bit for fast strings.
+/// `IA32_TIME_STAMP_COUNTER` (Intel SDM, volume 4).
+const MSR_TIME_STAMP_COUNTER: u32 = 0x10;
 const MSR_MISC_ENABLE: (u32, u64) = (0x1a0, 1);
 /// `IA32_MTRR_DEF_TYPE`: enabled, write-back everywhere.
 const MSR_MTRR_DEF_TYPE: (u32, u64) = (0x2ff, 1 << 11 | 6);
@@ -147,6 +149,27 @@ impl Vm {
 }
 
 impl Vcpu {
+    /// The guest's time stamp counter as it is now, and how often it counts in a millisecond.
+    ///
+    /// # Errors
+    /// [`KvmError::Call`].
+    pub fn time_stamp(&self) -> Result<(u64, u32), KvmError> {
+        let counter = kvm_msr_entry {
+            index: MSR_TIME_STAMP_COUNTER,
+            ..Default::default()
+        };
+        let mut msrs = Msrs::from_entries(&[counter]).map_err(|_| KvmError::Cpuid)?;
+        self.fd
+            .get_msrs(&mut msrs)
+            .map_err(refused("read a vCPU's time stamp counter"))?;
+        let khz = self
+            .fd
+            .get_tsc_khz()
+            .map_err(refused("read the rate of a vCPU's time stamp counter"))?;
+        let counter = msrs.as_slice().first().map_or(0, |entry| entry.data);
+        Ok((counter, khz))
+    }
+
     /// Maps guest RAM as this vCPU's reads of it would, without exits (`KVM_PRE_FAULT_MEMORY`,
     /// Linux 6.11). The range is guest-physical, in whole pages.
     ///

@@ -21,7 +21,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use self::devices::{Devices, Pollers, Supplies, connect, waits_for_disk, with_devices};
 pub use self::snapshot::{MachineState, SaveError};
@@ -109,6 +109,28 @@ pub enum BuildError {
     },
 }
 
+/// A moment on two clocks: by it a guest can tell the time, however late it hears of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// The guest's time stamp counter.
+    pub tsc: u64,
+    /// How often that counts in a millisecond.
+    pub tsc_khz: u32,
+    /// The host's wall clock.
+    pub realtime: SystemTime,
+}
+
+impl Moment {
+    fn of(vcpu: &Vcpu) -> Option<Self> {
+        let (tsc, tsc_khz) = vcpu.time_stamp().ok()?;
+        Some(Self {
+            tsc,
+            tsc_khz,
+            realtime: SystemTime::now(),
+        })
+    }
+}
+
 /// Where the machine stands in its life.
 enum Life {
     Stopped(Vec<Vcpu>),
@@ -128,6 +150,7 @@ pub struct Machine {
     outcome: Arc<Outcome>,
     memory_file: Option<Arc<File>>,
     observer: Option<Observer>,
+    moment: Option<Moment>,
     memory: GuestRam,
     vm: Vm,
 }
@@ -194,6 +217,7 @@ impl Machine {
             outcome,
             memory_file,
             observer: None,
+            moment: None,
             memory,
             vm,
         })
@@ -228,6 +252,12 @@ impl Machine {
         Ok(())
     }
 
+    /// When it was started, if the host could tell.
+    #[must_use]
+    pub fn moment(&self) -> Option<Moment> {
+        self.moment
+    }
+
     /// Starts the threads and lets the guest run. On a machine that runs or is over, nothing.
     ///
     /// # Errors
@@ -238,6 +268,7 @@ impl Machine {
         };
         let vcpus = std::mem::take(vcpus);
         self.life = Life::Over;
+        self.moment = vcpus.first().and_then(Moment::of);
         let failed = |source| BuildError::Host {
             what: "start a thread",
             source,
