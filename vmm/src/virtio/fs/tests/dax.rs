@@ -10,6 +10,9 @@ const FORGET: u32 = 2;
 const CHUNK: u64 = Window::CHUNK;
 /// Chunks of the window.
 const CHUNKS: u64 = 4;
+/// The window's end, and the last chunk that an address could have.
+const END: u64 = CHUNKS * CHUNK;
+const HIGHEST: u64 = u64::MAX - CHUNK + 1;
 /// `FUSE_ATTR_DAX`.
 const DAX: u32 = 1 << 1;
 /// `FUSE_SETUPMAPPING_FLAG_WRITE` and `FUSE_SETUPMAPPING_FLAG_READ`.
@@ -299,19 +302,17 @@ fn every_bound_is_checked() {
     let mut shown = Shown::of(&host);
     let large = shown.node("large");
     shown.map(large, 0, 0).unwrap();
-    let end = CHUNKS * CHUNK;
-    let highest = u64::MAX - CHUNK + 1;
     for (offset, length, place) in [
-        (0, CHUNK, end),
-        (0, 2 * CHUNK, end - CHUNK),
-        (0, CHUNK, highest),
-        (0, highest, CHUNK),
+        (0, CHUNK, END),
+        (0, 2 * CHUNK, END - CHUNK),
+        (0, CHUNK, HIGHEST),
+        (0, HIGHEST, CHUNK),
         (0, u64::MAX, 0),
         (0, 0, 0),
         (0, 4096, 0),
         (0, CHUNK, 4096),
         (4096, CHUNK, 0),
-        (highest, CHUNK, 0),
+        (HIGHEST, CHUNK, 0),
         (2 * CHUNK, CHUNK, 0),
         (1 << 62, CHUNK, 0),
     ] {
@@ -334,13 +335,11 @@ fn a_list_of_what_to_take_away_is_held_to_its_bounds() {
     let mut shown = Shown::of(&host);
     let large = shown.node("large");
     shown.map(large, 0, 0).unwrap();
-    let end = CHUNKS * CHUNK;
-    let highest = u64::MAX - CHUNK + 1;
     for range in [
-        (end, CHUNK),
-        (0, end + CHUNK),
-        (highest, CHUNK),
-        (CHUNK, highest),
+        (END, CHUNK),
+        (0, END + CHUNK),
+        (HIGHEST, CHUNK),
+        (CHUNK, HIGHEST),
         (4096, CHUNK),
         (0, 4096),
         (0, 0),
