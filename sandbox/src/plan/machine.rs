@@ -30,6 +30,10 @@ const MOST_WINDOW_BYTES: u64 = 1 << 30;
 /// What one VM can have, whatever the host has (`hull_vmm::spec::MAX_VCPUS`).
 const MOST_VCPUS: u32 = 32;
 
+/// Memory of a guest for each chain of its tables of names and of inodes, in bytes.
+const MEMORY_PER_NAME: u64 = 64 << 10;
+const MEMORY_PER_INODE: u64 = 128 << 10;
+
 /// What every word is for is written in `kernel-config/README.md`. No user data is in here.
 const CMDLINE: &str = "console=hvc0 quiet reboot=k rcupdate.rcu_expedited=1 noreplace-smp \
     initcall_blacklist=slab_late_init dummy.numdummies=0 tsc=reliable \
@@ -66,12 +70,7 @@ pub(crate) fn plan(
             assets.kernel.clone()
         },
         initrd: assets.initrd.clone(),
-        cmdline: if request.debug {
-            CMDLINE_DEBUG
-        } else {
-            CMDLINE
-        }
-        .to_owned(),
+        cmdline: cmdline(request.debug, memory_bytes),
         debug: request.debug,
         kvm: settings.kvm.clone(),
         scratch: match request.root {
@@ -84,6 +83,17 @@ pub(crate) fn plan(
         allow_emulated_kvm: settings.allow_emulated_kvm,
         boot_timeout_s: settings.defaults.boot_timeout_s,
     })
+}
+
+/// The kernel's command line. Names and inodes are looked up in tables that a copy of a template
+/// writes to all over, so these are an eighth of what the kernel takes for so much memory.
+fn cmdline(debug: bool, memory_bytes: u64) -> String {
+    let words = if debug { CMDLINE_DEBUG } else { CMDLINE };
+    let (names, inodes) = (
+        memory_bytes / MEMORY_PER_NAME,
+        memory_bytes / MEMORY_PER_INODE,
+    );
+    format!("{words} dhash_entries={names} ihash_entries={inodes}")
 }
 
 /// The disk that a container of an image has.
