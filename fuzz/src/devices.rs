@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use hull_vmm::bus::Sink;
 use hull_vmm::memory::Window;
 use hull_vmm::outcome::Outcome;
-use hull_vmm::spec::{FsSpec, NetSpec};
+use hull_vmm::spec::{BlockSpec, FsSpec, NetSpec};
 use hull_vmm::testing::{Bench, FakeIrq, GuestQueue, Part, guest_ram};
 use hull_vmm::virtio::block::Block;
 use hull_vmm::virtio::console::Console;
@@ -57,7 +57,7 @@ pub(crate) fn registers(data: &[u8]) {
     memory.write_slice(ram, GuestAddress(0)).unwrap();
     let file = tempfile::tempfile().unwrap();
     file.set_len(64 << 10).unwrap();
-    let device = Block::new(file, false, "scratch").unwrap();
+    let device = Block::new(file, &disk(false)).unwrap();
     let outcome = Arc::new(Outcome::new().unwrap());
     let board = Board {
         memory,
@@ -83,11 +83,19 @@ pub(crate) fn registers(data: &[u8]) {
     }
 }
 
+fn disk(read_only: bool) -> BlockSpec {
+    BlockSpec {
+        read_only,
+        serial: "scratch".to_owned(),
+        durable: true,
+    }
+}
+
 pub(crate) fn block(data: &[u8]) {
     let mut input = Input(data);
     let file = tempfile::tempfile().unwrap();
     file.set_len(64 << 10).unwrap();
-    let device = Block::new(file, input.byte() & 1 != 0, "scratch").unwrap();
+    let device = Block::new(file, &disk(input.byte() & 1 != 0)).unwrap();
     play(&mut Bench::new(device), input, |_| true);
 }
 

@@ -48,6 +48,8 @@ pub(crate) struct Control {
     owns_guest: bool,
     /// Why the guest isn't whole, said in answer to its setup.
     flaw: Option<Fault>,
+    /// Whether the scratch disk is mounted.
+    has_scratch: bool,
 }
 
 impl Control {
@@ -68,6 +70,7 @@ impl Control {
             lines: LineDecoder::default(),
             owns_guest,
             flaw: None,
+            has_scratch: false,
         };
         control.send(&hello)?;
         Ok(control)
@@ -121,6 +124,10 @@ impl Control {
                 .map(|()| Reply::Ok),
             Request::Network { .. } => Ok(Reply::Ok),
             Request::Settle => self.settle(containers).map(|()| Reply::Ok),
+            Request::OpenScratch => self
+                .open_scratch()
+                .and_then(|()| scratch::sync())
+                .map(|()| Reply::Ok),
             Request::Ping => Ok(Reply::Ok),
             Request::Stats { id } => containers.stats(id).map(|stats| Reply::Stats(stats.into())),
             Request::Processes { id, after } => {
@@ -171,8 +178,9 @@ impl Control {
         if setup.shares {
             mount_shares()?;
         }
-        if let Some(scratch) = &setup.scratch {
-            scratch::mount(scratch)?;
+        if let Some(layers) = &setup.layers {
+            self.open_scratch()?;
+            scratch::lay_over(layers)?;
         }
         if let Some(size) = setup.shared_memory_bytes {
             mount_shared_memory(size)?;
@@ -180,9 +188,18 @@ impl Control {
         Ok(())
     }
 
+    /// Mounts the scratch disk, unless the guest was saved with it.
+    fn open_scratch(&mut self) -> Result<(), Fault> {
+        if self.owns_guest && !self.has_scratch {
+            scratch::open()?;
+            self.has_scratch = true;
+        }
+        Ok(())
+    }
+
     /// Leaves nothing of a setup behind but what the kernel and this process keep for the next,
     /// and makes what the next will need.
-    fn settle(&self, containers: &mut Containers) -> Result<(), Fault> {
+    fn settle(&mut self, containers: &mut Containers) -> Result<(), Fault> {
         if let Some(flaw) = &self.flaw {
             return Err(flaw.clone());
         }
@@ -191,13 +208,18 @@ impl Control {
         }
         if self.owns_guest {
             scratch::unmount()?;
+            self.has_scratch = false;
             match rustix::mount::unmount(SHARES_DIR, UnmountFlags::empty()) {
                 // There was no setup.
                 Ok(()) | Err(Errno::NOENT | Errno::INVAL) => {}
                 Err(errno) => return Err(errno).or_internal(|| "cannot unmount the shares"),
             }
         }
-        containers.prepare()
+        containers.prepare()?;
+        match self.owns_guest {
+            true => report_free_memory(),
+            false => Ok(()),
+        }
     }
 
     /// Ends every process and makes what they wrote durable.
@@ -222,6 +244,12 @@ impl Control {
         }
         Ok(())
     }
+}
+
+/// Has the host take back all that is free, so that no copy of this guest does it again.
+fn report_free_memory() -> Result<(), Fault> {
+    let finish = "/sys/module/page_reporting/parameters/finish";
+    std::fs::write(finish, "1").or_internal(|| format!("cannot write to {finish}"))
 }
 
 fn mount_shares() -> Result<(), Fault> {

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 
 use hull_proto::{
-    LAYERED_ROOT_DIR, SCRATCH_DEVICE, SCRATCH_DIR, SCRATCH_UPPER, SCRATCH_WORK, SHARES_DIR, Scratch,
+    LAYERED_ROOT_DIR, SCRATCH_DEVICE, SCRATCH_DIR, SCRATCH_UPPER, SCRATCH_WORK, SHARES_DIR,
 };
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -29,28 +29,37 @@ const OPTIONS: [&str; 4] = [
     "discard",
 ];
 
-/// Nobody will mount the disk again, so it needs no journal, and nothing is waited for on its way
-/// there.
-const FLEETING: [&str; 2] = ["noload", "nobarrier"];
-
-/// Mounts the disk, and the layers with it over them.
+/// Mounts the disk.
 ///
 /// # Errors
 /// What the kernel refuses.
-pub(crate) fn mount(scratch: &Scratch) -> Result<(), Fault> {
-    let mut options = OPTIONS.to_vec();
-    if !scratch.durable {
-        options.extend(FLEETING);
-    }
+pub(crate) fn open() -> Result<(), Fault> {
     mounts::place(
         "ext4",
         SCRATCH_DEVICE,
-        &Options::parse(&options),
+        &Options::parse(&OPTIONS),
         SCRATCH_DIR,
-    )?;
+    )
+}
+
+/// Has all that was written to the disk, its mount included, be on it.
+///
+/// # Errors
+/// What the disk refuses.
+pub(crate) fn sync() -> Result<(), Fault> {
+    let what = || "cannot write to the scratch disk";
+    let disk = File::open(SCRATCH_DIR).or_internal(what)?;
+    rustix::fs::syncfs(disk).or_internal(what)
+}
+
+/// Lays the disk, which is mounted, over the layers of a share.
+///
+/// # Errors
+/// What the kernel refuses.
+pub(crate) fn lay_over(layers: &str) -> Result<(), Fault> {
     let on_disk = |name| format!("{SCRATCH_DIR}/{name}");
     let options = [
-        format!("lowerdir={SHARES_DIR}/{}", scratch.layers),
+        format!("lowerdir={SHARES_DIR}/{layers}"),
         format!("upperdir={}", on_disk(SCRATCH_UPPER)),
         format!("workdir={}", on_disk(SCRATCH_WORK)),
         // Files of both have one device number, as `du -x` and its like expect.

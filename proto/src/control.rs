@@ -41,6 +41,9 @@ pub enum Request {
     /// Undoes a setup whose processes have all ended, so that the guest can be saved, and copies
     /// set up. Refused by a guest that isn't whole.
     Settle,
+    /// Has the scratch disk's file system be there at [`crate::SCRATCH_DIR`] before any setup: for
+    /// a guest that is saved, together with what is on the disk by the answer.
+    OpenScratch,
     /// Has every process of every container stand still: answered when they do.
     StandStill,
     /// Lets them go on, in a guest that has become another before if it is to.
@@ -121,24 +124,15 @@ pub struct Setup {
     pub entropy: [u8; 32],
     /// Whether the shares device is to be mounted at [`crate::SHARES_DIR`].
     pub shares: bool,
-    /// The scratch disk, if a container's root is to be on one.
+    /// The share that shows an image's layers, over which the scratch disk is to be laid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub scratch: Option<Scratch>,
+    pub layers: Option<String>,
     /// The network cards beside the loopback, by [`crate::MAX_INTERFACES`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub interfaces: Vec<Interface>,
     /// The size of what is to be at [`crate::SHARED_MEMORY_DIR`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shared_memory_bytes: Option<u64>,
-}
-
-/// A disk of the guest's own, over the layers of an image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Scratch {
-    /// The share that shows the layers.
-    pub layers: String,
-    /// Whether what programs have synced must outlive the host's loss of power.
-    pub durable: bool,
 }
 
 /// What makes a guest that went on from a saved one different from it.
@@ -264,10 +258,7 @@ mod tests {
             },
             entropy: [7; 32],
             shares: true,
-            scratch: Some(Scratch {
-                layers: "root".into(),
-                durable: true,
-            }),
+            layers: Some("root".into()),
             interfaces: Vec::new(),
             shared_memory_bytes: None,
         });
@@ -328,10 +319,7 @@ mod tests {
                 },
                 entropy: [255; 32],
                 shares: true,
-                scratch: Some(Scratch {
-                    layers: "root".into(),
-                    durable: true,
-                }),
+                layers: Some("root".into()),
                 interfaces: interfaces.clone(),
                 shared_memory_bytes: Some(u64::MAX),
             });

@@ -27,7 +27,7 @@ pub use cgroup::{
     ProcessPage, weight_of_shares,
 };
 pub use control::{
-    ControlError, Hello, Identity, LineDecoder, Moment, Reply, Request, Scratch, Setup, encode_line,
+    ControlError, Hello, Identity, LineDecoder, Moment, Reply, Request, Setup, encode_line,
 };
 pub use frame::{Decoder, Frame, FrameError, encode};
 pub use network::{
@@ -36,7 +36,7 @@ pub use network::{
 pub use process::{ContainerStart, ExecStart, ExitStatus, Failure, FailureKind, OciJson, Spawn};
 
 /// Version of everything in this crate. The monitor refuses an agent of another generation.
-pub const GENERATION: u16 = 5;
+pub const GENERATION: u16 = 6;
 
 /// Host vsock port that the agent dials once it can serve: its connection means "ready".
 pub const CONTROL_PORT: u32 = 1024;

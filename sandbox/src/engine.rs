@@ -135,7 +135,7 @@ impl Engine {
         self.clear_passing();
         let facts = facts(request)?;
         if matches!(request.root, Root::Image(_)) {
-            plan::scratch(request.scratch_bytes, &self.settings)?.prepare()?;
+            plan::scratch(request, &self.settings)?.prepare()?;
         }
         self.make(None, request.name.as_deref(), |identity| {
             plan::plan(request, identity, &self.settings, &facts)
@@ -322,7 +322,7 @@ impl Engine {
         let mut request = RunRequest::new(Root::Image(Image::default()));
         (request.cpus, request.memory_bytes) = (cpus, memory_bytes);
         let mut vm = plan::machine(&request, &self.settings, &facts(&request)?)?;
-        let scratch = plan::scratch(None, &self.settings)?;
+        let scratch = plan::scratch(&request, &self.settings)?;
         scratch.prepare()?;
         vm.scratch = Some(scratch);
         vm.templates = Some(self.settings.state_dir.join(template::DIRECTORY));

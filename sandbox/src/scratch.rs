@@ -19,9 +19,10 @@ use std::process::{Command, Stdio};
 
 use hull_proto::{SCRATCH_UPPER, SCRATCH_WORK};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat};
+use serde::{Deserialize, Serialize};
 
 use crate::plan::PlannedScratch;
-use crate::rootfs::copy_content;
+use crate::rootfs::{copy_content, each_run};
 use crate::sys;
 
 /// The directory below the state's.
@@ -35,6 +36,8 @@ const EPOCH: u32 = 1;
 const TOOL: &str = "mke2fs";
 /// Where it is looked for beside `PATH`.
 const TOOL_PLACES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/usr/local/sbin"];
+/// The most that an empty disk has on it, in bytes; some 60 KiB for 10 GiB.
+const MOST_CONTENT: usize = 8 << 20;
 /// What to do where it isn't.
 pub(crate) const TOOL_REMEDY: &str = "install e2fsprogs";
 
@@ -168,16 +171,41 @@ impl PlannedScratch {
         self.copy_in(&self.pristine)
     }
 
-    /// The disk of the container whose directory this is; an empty one at first.
+    /// Makes a disk empty again.
     ///
     /// # Errors
     /// If the disk refuses.
-    pub(crate) fn open(&self, directory: &Path) -> Result<File, ScratchError> {
+    pub(crate) fn clear(&self, used: &File) -> Result<(), ScratchError> {
+        let path = self.pristine();
+        let pristine = File::open(&path).map_err(disk("open", &path))?;
+        used.set_len(0).map_err(disk("copy", &path))?;
+        copy_content(&pristine, used, self.bytes).map_err(disk("copy", &path))
+    }
+
+    /// The disk of the container whose directory this is; at first with what a guest's kernel
+    /// expects that has it mounted already, or else an empty one.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub(crate) fn open(
+        &self,
+        directory: &Path,
+        mounted: Option<&Content>,
+    ) -> Result<File, ScratchError> {
         let path = directory.join(NAME);
         let file = match File::options().read(true).write(true).open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let fresh = self.copy_in(directory)?;
+                let fresh = match mounted {
+                    Some(content) => {
+                        let fresh = nameless(directory)?;
+                        content
+                            .fill(&fresh, self.bytes)
+                            .map_err(disk("fill", &path))?;
+                        fresh
+                    }
+                    None => self.copy_in(directory)?,
+                };
                 name(&fresh, &path)?;
                 fresh
             }
@@ -198,6 +226,59 @@ impl PlannedScratch {
         copy_content(&pristine, &copy, self.bytes).map_err(disk("copy", &path))?;
         Ok(copy)
     }
+}
+
+/// What is on a disk, all but zeroes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Content {
+    /// Where each run of bytes lies, and how many it has.
+    runs: Vec<(u64, u32)>,
+    /// Those of all runs.
+    #[serde(with = "serde_bytes")]
+    bytes: Vec<u8>,
+}
+
+impl Content {
+    /// What is on `disk` now.
+    ///
+    /// # Errors
+    /// If it can't be read, or has more than a disk has that was never written to.
+    pub(crate) fn of(disk: &File) -> io::Result<Self> {
+        let mut content = Self::default();
+        let length = disk.metadata()?.len();
+        each_run(disk, length, |run| {
+            let begin = content.bytes.len();
+            let count = u32::try_from(run.end - run.start).map_err(io::Error::other)?;
+            let end = begin + count as usize;
+            if end > MOST_CONTENT {
+                return Err(io::Error::other("there is too much on it"));
+            }
+            content.bytes.resize(end, 0);
+            let place = content.bytes.get_mut(begin..).unwrap_or_default();
+            disk.read_exact_at(place, run.start)?;
+            content.runs.push((run.start, count));
+            Ok(run.end)
+        })?;
+        Ok(content)
+    }
+
+    /// Puts it on a disk of so many bytes that has nothing on it.
+    fn fill(&self, disk: &File, length: u64) -> io::Result<()> {
+        disk.set_len(length)?;
+        let mut rest = self.bytes.as_slice();
+        for &(at, count) in &self.runs {
+            let cut = || io::Error::other("a part of it is missing");
+            let (run, others) = rest.split_at_checked(count as usize).ok_or_else(cut)?;
+            disk.write_all_at(run, at)?;
+            rest = others;
+        }
+        Ok(())
+    }
+}
+
+/// Whether the container whose directory this is has one already.
+pub(crate) fn is_in(directory: &Path) -> bool {
+    directory.join(NAME).exists()
 }
 
 /// A file in `directory` that is gone with its last descriptor unless it is given a name.
@@ -258,6 +339,7 @@ mod tests {
         PlannedScratch {
             bytes,
             pristine: directory.join(DIRECTORY),
+            fleeting: false,
         }
     }
 
@@ -318,6 +400,36 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_begins_as_a_guest_left_another() {
+        let directory = tempfile::tempdir().unwrap();
+        let scratch = planned(directory.path(), BYTES);
+        scratch.prepare().unwrap();
+        let left = scratch.stand_in().unwrap();
+        left.write_all_at(b"of a rehearsal", 5 << 20).unwrap();
+        scratch.clear(&left).unwrap();
+        assert_eq!(
+            Content::of(&left).unwrap(),
+            Content::of(&File::open(scratch.pristine()).unwrap()).unwrap()
+        );
+        left.write_all_at(b"mounted", 3 << 20).unwrap();
+        let content = Content::of(&left).unwrap();
+        let container = directory.path().join("container");
+        fs::create_dir(&container).unwrap();
+        assert!(!is_in(&container));
+        let own = scratch.open(&container, Some(&content)).unwrap();
+        assert!(is_in(&container));
+        assert_eq!(own.metadata().unwrap().len(), BYTES);
+        assert_eq!(Content::of(&own).unwrap(), content);
+        // What a later guest finds is what was left, not what another expects.
+        own.write_all_at(b"written", 9 << 20).unwrap();
+        let again = scratch.open(&container, Some(&content)).unwrap();
+        assert_ne!(Content::of(&again).unwrap(), content);
+
+        left.write_all_at(&vec![1; MOST_CONTENT + 1], 0).unwrap();
+        assert!(Content::of(&left).is_err());
+    }
+
+    #[test]
     fn a_containers_disk_is_its_own_and_stays() {
         let directory = tempfile::tempdir().unwrap();
         let scratch = planned(directory.path(), BYTES);
@@ -325,17 +437,17 @@ mod tests {
         let pristine = fs::read(scratch.pristine()).unwrap();
         let container = directory.path().join("container");
         fs::create_dir(&container).unwrap();
-        let own = scratch.open(&container).unwrap();
+        let own = scratch.open(&container, None).unwrap();
         assert!(fs::read(container.join(NAME)).unwrap() == pristine);
         own.write_all_at(b"written", 1 << 20).unwrap();
         let mut seen = [0; 7];
-        let again = scratch.open(&container).unwrap();
+        let again = scratch.open(&container, None).unwrap();
         again.read_exact_at(&mut seen, 1 << 20).unwrap();
         assert_eq!(&seen, b"written");
         assert!(fs::read(scratch.pristine()).unwrap() == pristine);
         again.set_len(1).unwrap();
         assert!(matches!(
-            scratch.open(&container),
+            scratch.open(&container, None),
             Err(ScratchError::Wrong(_))
         ));
     }

@@ -102,6 +102,7 @@ fn spec(wanted: &Wanted) -> VmSpec {
         devices.push(DeviceSpec::Block(BlockSpec {
             read_only: false,
             serial: String::new(),
+            durable: true,
         }));
     }
     devices.push(DeviceSpec::Rng);

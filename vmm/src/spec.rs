@@ -130,6 +130,9 @@ pub struct BlockSpec {
     /// What the guest reads as its serial number: at most [`MAX_BLOCK_SERIAL_BYTES`] bytes.
     #[serde(default)]
     pub serial: String,
+    /// A flush is answered when the host's disk has all that was written; otherwise at once, and
+    /// what was written is lost when the host crashes.
+    pub durable: bool,
 }
 
 /// Why a spec can't be built.
@@ -318,10 +321,12 @@ mod tests {
                 DeviceSpec::Block(BlockSpec {
                     read_only: true,
                     serial: String::new(),
+                    durable: true,
                 }),
                 DeviceSpec::Block(BlockSpec {
                     read_only: false,
                     serial: "scratch".to_owned(),
+                    durable: false,
                 }),
                 DeviceSpec::Balloon,
                 DeviceSpec::Rng,

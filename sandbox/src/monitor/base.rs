@@ -18,7 +18,7 @@ use hull_vmm::memory::WorkingSet;
 use crate::console::BootLog;
 use crate::network::Joined;
 use crate::plan::{PlannedScratch, PlannedVm};
-use crate::scratch::ScratchError;
+use crate::scratch::{self, Content, ScratchError};
 use crate::store::Entry;
 use crate::sys;
 use crate::template::{self, Key, KeyError, Maker, Template, TemplateError, Templates};
@@ -83,7 +83,8 @@ impl Base {
             return Self::default();
         };
         let mut base = Self::default();
-        match base.attempt(templates, || open_console(entry), vm, cards) {
+        let is_first = !scratch::is_in(entry.directory());
+        match base.attempt(templates, || open_console(entry), vm, cards, is_first) {
             Ok(template) => base.template = template,
             // The boot will tell it better.
             Err(BaseError::Open(_) | BaseError::Key(_)) => {}
@@ -98,8 +99,9 @@ impl Base {
         console: impl FnOnce() -> Result<BootLog, OpenError>,
         vm: &PlannedVm,
         cards: u8,
+        is_first: bool,
     ) -> Result<Option<Template>, BaseError> {
-        let key = Key::of(vm, cards, open_kvm(vm)?.as_fd())?;
+        let key = Key::of(vm, cards, is_first, open_kvm(vm)?.as_fd())?;
         let (templates, key) = self.tried.insert((templates, key));
         if templates.given_up(key) {
             return Ok(None);
@@ -119,6 +121,11 @@ impl Base {
             return Err(error);
         }
         Ok(templates.find(key)?)
+    }
+
+    /// What the disk of a guest from here must begin with, if that isn't nothing.
+    pub(super) fn scratch(&self) -> Option<&Content> {
+        self.template.as_ref()?.scratch.as_ref()
     }
 
     /// Has later starts profit from what a copy needed, beside what was learnt of it before.
@@ -150,7 +157,7 @@ pub(super) fn build(vm: &PlannedVm) -> Result<String, BaseError> {
     let Some(templates) = template::of(vm) else {
         return Err(TemplateError::Make("this VM takes none".to_owned()).into());
     };
-    let key = Key::of(vm, 0, open_kvm(vm)?.as_fd())?;
+    let key = Key::of(vm, 0, true, open_kvm(vm)?.as_fd())?;
     let maker = templates
         .maker()?
         .ok_or_else(|| TemplateError::Make("another process is making one".to_owned()))?;
@@ -158,9 +165,13 @@ pub(super) fn build(vm: &PlannedVm) -> Result<String, BaseError> {
     Ok(key.name())
 }
 
-/// Boots a guest, has it rehearse, and saves it with its agent idle, no share mounted and no disk.
+/// Boots a guest, has it rehearse, and saves it with its agent idle and no share mounted; its disk
+/// is empty again by then, and mounted if copies begin with an empty one.
 fn make(maker: &Maker<'_>, key: &Key, console: BootLog, vm: &PlannedVm) -> Result<(), BaseError> {
     let opened = stage(console, key.cards, vm)?;
+    let disk = opened.scratch.as_ref().map(File::try_clone);
+    let disk = disk.transpose().map_err(RehearsalError::from)?;
+    let disk = disk.filter(|_| key.has_scratch_open);
     let limit = Duration::from_secs(u64::from(vm.boot_timeout_s));
     let (mut guest, dials) = Vm::build(vm, opened, Source::boot(vm, true)?)?;
     let watch = guest.start()?;
@@ -168,8 +179,17 @@ fn make(maker: &Maker<'_>, key: &Key, console: BootLog, vm: &PlannedVm) -> Resul
     drop(watch);
     rehearsal::run(&guest, &mut agent, vm, limit)?;
     agent.settle(&guest, limit)?;
-    let (state, memory) = at_rest(&guest, Instant::now() + limit)?;
-    maker.publish(key, &agent.kernel, &memory, &state)?;
+    if let (Some(disk), Some(planned)) = (&disk, &vm.scratch) {
+        planned.clear(disk)?;
+        agent.open_scratch(&guest, limit)?;
+    }
+    let (machine, memory) = at_rest(&guest, Instant::now() + limit)?;
+    let scratch = disk.as_ref().map(Content::of).transpose();
+    let guest = template::Guest {
+        machine: &machine,
+        scratch: scratch.map_err(RehearsalError::from)?,
+    };
+    maker.publish(key, &agent.kernel, &memory, &guest)?;
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use hull_proto::{
     ContainerStart, ControlError, Decoder, ExitStatus, Failure, Frame, FrameError, GENERATION,
     Hello, Identity, Interface, LineDecoder, MAX_FROM_GUEST, Moment, OciJson, PROCESS_PORT, Reply,
-    Request, Scratch, Setup, Spawn, encode_line,
+    Request, Setup, Spawn, encode_line,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::de::DeserializeOwned;
@@ -79,11 +79,12 @@ pub(super) struct Agent {
 }
 
 /// What a guest is set up with, beside what each gets anew.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Furniture<'a> {
     pub(super) hostname: &'a str,
     pub(super) interfaces: &'a [Interface],
-    pub(super) scratch: Option<Scratch>,
+    /// The share over which its disk is to be laid.
+    pub(super) layers: Option<&'a str>,
     /// Whether it is to have memory that several containers share.
     pub(super) shared_memory: bool,
 }
@@ -193,7 +194,7 @@ impl Agent {
             moment: moment(guest),
             entropy: names::random(),
             shares: true,
-            scratch: furniture.scratch,
+            layers: furniture.layers.map(str::to_owned),
             interfaces: furniture.interfaces.to_vec(),
             shared_memory_bytes: furniture.shared_memory.then_some(SHARED_MEMORY),
         });
@@ -239,6 +240,19 @@ impl Agent {
     /// Has the agent do all that its guest's copies need not, and undo its setup.
     pub(super) fn settle(&mut self, guest: &dyn Guest, limit: Duration) -> Result<(), BootError> {
         match self.ask(guest, &Request::Settle, limit)? {
+            Reply::Ok => Ok(()),
+            Reply::Error { message } => Err(BootError::Settle(message)),
+            _ => Err(BootError::Unexpected),
+        }
+    }
+
+    /// Has the agent mount its guest's disk before any setup.
+    pub(super) fn open_scratch(
+        &mut self,
+        guest: &dyn Guest,
+        limit: Duration,
+    ) -> Result<(), BootError> {
+        match self.ask(guest, &Request::OpenScratch, limit)? {
             Reply::Ok => Ok(()),
             Reply::Error { message } => Err(BootError::Settle(message)),
             _ => Err(BootError::Unexpected),

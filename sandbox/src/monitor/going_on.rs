@@ -21,13 +21,15 @@ use super::{Failed, Place, boot_failed, connect, enter_cgroup, jail, open, stage
 
 /// Goes on from the checkpoint in `file`.
 pub(super) fn go_on(entry: &Entry, plan: &Plan, file: File) -> Result<Place, Failed> {
-    let opened = open(entry, plan, connect(plan, None)?)?;
+    let opened = open(entry, plan, connect(plan, None)?, None)?;
     let cgroup = enter_cgroup(plan)?;
     let (saved, kernel) =
         checkpoint::load(&file, opened.kvm.as_fd()).map_err(stage("checkpoint"))?;
     let template = Template {
         file,
         state: saved.machine,
+        // Its disk is there.
+        scratch: None,
         kernel: kernel.clone(),
         // Nothing is to be learnt from one start.
         working_set: Some(WorkingSet::default()),

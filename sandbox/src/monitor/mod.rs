@@ -37,6 +37,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc::Receiver;
+use std::thread;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -282,7 +283,7 @@ impl Monitor {
         let network = connect(plan, view)?;
         // A guest that is to be copied belongs to nobody, and to no container's share.
         let mut base = Base::find(&self.entry, &plan.vm, network.cards());
-        let opened = open(&self.entry, plan, network)?;
+        let opened = open(&self.entry, plan, network, base.scratch())?;
         let scene = self.scene(plan, &opened.shares)?;
         let cgroup = enter_cgroup(plan)?;
         let (mut vm, agent, jail) = self.awaken(plan, opened, &mut base)?;
@@ -358,7 +359,7 @@ impl Monitor {
         let furniture = Furniture {
             hostname: &plan.hostname,
             interfaces: vm.interfaces(),
-            scratch: plan.scratch(),
+            layers: plan.layers(),
             shared_memory: plan.has_shared_memory(),
         };
         agent
@@ -455,6 +456,8 @@ impl Monitor {
         if let Some(set) = still.observed().filter(|_| short) {
             self.base.learn(&set);
         }
+        // Those who were told go first: what is left to do is to free the guest's memory.
+        thread::yield_now();
         // Whoever adopted this process takes its end for the container's.
         ExitCode::from(record.code)
     }

@@ -12,7 +12,7 @@ use crate::console::BootLog;
 use crate::network::{self, Joined};
 use crate::plan::{Plan, PlannedRoot, PlannedVm};
 use crate::rootfs;
-use crate::scratch::ScratchError;
+use crate::scratch::{Content, ScratchError};
 use crate::store::Entry;
 use crate::sys;
 
@@ -46,20 +46,30 @@ impl OpenError {
     }
 }
 
-/// Opens all that a VM is made of, its network aside.
-pub(super) fn open(entry: &Entry, plan: &Plan, network: Joined) -> Result<Opened, Failed> {
+/// Opens all that a VM is made of, its network aside; `mounted` is what its guest expects on a disk
+/// that is made now.
+pub(super) fn open(
+    entry: &Entry,
+    plan: &Plan,
+    network: Joined,
+    mounted: Option<&Content>,
+) -> Result<Opened, Failed> {
     Ok(Opened {
         kvm: open_kvm(&plan.vm).map_err(stage("open"))?,
         network,
         console: open_console(entry).map_err(stage("open"))?,
-        scratch: open_scratch(entry, plan).map_err(stage("rootfs"))?,
+        scratch: open_scratch(entry, plan, mounted).map_err(stage("rootfs"))?,
         shares: rootfs::assemble(entry, plan).map_err(stage("rootfs"))?,
     })
 }
 
-fn open_scratch(entry: &Entry, plan: &Plan) -> Result<Option<File>, ScratchError> {
+fn open_scratch(
+    entry: &Entry,
+    plan: &Plan,
+    mounted: Option<&Content>,
+) -> Result<Option<File>, ScratchError> {
     match (&plan.vm.scratch, &plan.root) {
-        (Some(scratch), _) => scratch.open(entry.directory()).map(Some),
+        (Some(scratch), _) => scratch.open(entry.directory(), mounted).map(Some),
         (None, PlannedRoot::Directory(_)) => Ok(None),
         (None, PlannedRoot::Layers(_)) => {
             Err(ScratchError::Earlier(entry.directory().join("upper")))

@@ -11,7 +11,7 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use hull_proto::{ContainerStart, ExitStatus, FrameError, OciJson, Scratch};
+use hull_proto::{ContainerStart, ExitStatus, FrameError, OciJson};
 use rustix::fs::{Mode, OFlags, mkdirat, openat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
@@ -89,15 +89,10 @@ pub(super) fn run(
     vm: &PlannedVm,
     limit: Duration,
 ) -> Result<(), RehearsalError> {
-    let scratch = vm.scratch.as_ref().map(|_| Scratch {
-        layers: ROOT_NAME.to_owned(),
-        // As most have it that are started in numbers.
-        durable: false,
-    });
     let furniture = Furniture {
         hostname: NAME,
         interfaces: &[],
-        scratch,
+        layers: vm.scratch.as_ref().map(|_| ROOT_NAME),
         shared_memory: false,
     };
     agent.setup(guest, furniture, limit)?;

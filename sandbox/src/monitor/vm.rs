@@ -134,10 +134,11 @@ fn spec(vm: &PlannedVm, network: &Joined, backing: MemoryBacking) -> VmSpec {
     let mut devices = vec![shares, streams];
     devices.extend(cards);
     devices.push(DeviceSpec::Console);
-    devices.extend(vm.scratch.iter().map(|_| {
+    devices.extend(vm.scratch.iter().map(|scratch| {
         DeviceSpec::Block(BlockSpec {
             read_only: false,
             serial: "scratch".to_owned(),
+            durable: !scratch.fleeting,
         })
     }));
     devices.extend([DeviceSpec::Balloon, DeviceSpec::Rng]);

@@ -74,7 +74,7 @@ pub(crate) fn plan(
         debug: request.debug,
         kvm: settings.kvm.clone(),
         scratch: match request.root {
-            Root::Image(_) => Some(scratch(request.scratch_bytes, settings)?),
+            Root::Image(_) => Some(scratch(request, settings)?),
             Root::Directory(_) => None,
         },
         // Who debugs wants to see the boot.
@@ -98,9 +98,10 @@ fn cmdline(debug: bool, memory_bytes: u64) -> String {
 
 /// The disk that a container of an image has.
 pub(crate) fn scratch(
-    asked: Option<u64>,
+    request: &RunRequest,
     settings: &Settings,
 ) -> Result<PlannedScratch, PlanError> {
+    let asked = request.scratch_bytes;
     let asked = asked.unwrap_or(settings.defaults.scratch_bytes);
     if !(MIN_SCRATCH_BYTES..=MAX_SCRATCH_BYTES).contains(&asked) {
         return Err(PlanError::Scratch { asked });
@@ -108,6 +109,7 @@ pub(crate) fn scratch(
     Ok(PlannedScratch {
         bytes: asked.next_multiple_of(SCRATCH_UNIT),
         pristine: settings.state_dir.join(scratch::DIRECTORY),
+        fleeting: request.auto_remove,
     })
 }
 

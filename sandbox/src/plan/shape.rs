@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use hull_proto::{SHARED_MEMORY_DIR, Scratch};
+use hull_proto::SHARED_MEMORY_DIR;
 use jiff::Timestamp;
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
@@ -106,12 +106,9 @@ impl Plan {
         name.unwrap_or(ROOT_NAME)
     }
 
-    /// What the agent is to do with the guest's disk.
-    pub(crate) fn scratch(&self) -> Option<Scratch> {
-        self.vm.scratch.as_ref().map(|_| Scratch {
-            layers: self.root_name().to_owned(),
-            durable: !self.auto_remove,
-        })
+    /// The share over which the guest's disk is to be laid.
+    pub(crate) fn layers(&self) -> Option<&str> {
+        self.vm.scratch.as_ref().map(|_| self.root_name())
     }
 
     /// Whether it has memory that other containers of its VM may share.
@@ -184,6 +181,9 @@ pub struct PlannedScratch {
     pub bytes: u64,
     /// Where the empty disks are that it begins as a copy of.
     pub pristine: PathBuf,
+    /// It is gone with the container's end, so no write to it waits for the host's disk.
+    #[serde(default)]
+    pub fleeting: bool,
 }
 
 /// Where the root file system comes from.

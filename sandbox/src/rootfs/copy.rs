@@ -227,15 +227,24 @@ pub(crate) fn copy_content(from: &File, to: &File, length: u64) -> io::Result<()
     }
     to.set_len(length)?;
     let mut chunk = Vec::new();
+    each_run(from, length, |run| copy_range(from, to, run, &mut chunk))
+}
+
+/// Shows where the first `length` bytes of `file` hold data. What is shown returns where to go on.
+pub(crate) fn each_run(
+    file: &File,
+    length: u64,
+    mut show: impl FnMut(std::ops::Range<u64>) -> io::Result<u64>,
+) -> io::Result<()> {
     let mut at = 0;
     while at < length {
-        let data = match rustix::fs::seek(from, SeekFrom::Data(at)) {
-            Ok(data) => data,
-            Err(Errno::NXIO) => break,
+        let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(data) if data < length => data,
+            Ok(_) | Err(Errno::NXIO) => break,
             Err(error) => return Err(error.into()),
         };
-        let end = rustix::fs::seek(from, SeekFrom::Hole(data))?.min(length);
-        at = copy_range(from, to, data..end, &mut chunk)?;
+        let end = rustix::fs::seek(file, SeekFrom::Hole(data))?.min(length);
+        at = show(data..end)?;
     }
     Ok(())
 }

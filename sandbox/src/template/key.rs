@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::plan::PlannedVm;
 
 /// Version of all that a template holds, whatever else is equal.
-const EPOCH: u32 = 3;
+const EPOCH: u32 = 4;
 
 /// The running program, whose devices the template's guest knows.
 const OWN_PROGRAM: &str = "/proc/self/exe";
@@ -52,6 +52,8 @@ pub(crate) struct Key {
     pub(crate) cards: u8,
     /// The size of its disk; none if it has no disk.
     pub(super) scratch_bytes: u64,
+    /// Its guest has the disk mounted, with nothing on it: for a container's first start.
+    pub(crate) has_scratch_open: bool,
     pub(super) memory_bytes: u64,
     window_bytes: u64,
 }
@@ -126,8 +128,13 @@ impl FileIdentity {
 }
 
 impl Key {
-    /// The key of a VM on this host, as it is now.
-    pub(crate) fn of(vm: &PlannedVm, cards: u8, kvm: BorrowedFd<'_>) -> Result<Self, KeyError> {
+    /// The key of a VM on this host, as it is now; `is_first` if its disk has nothing on it yet.
+    pub(crate) fn of(
+        vm: &PlannedVm,
+        cards: u8,
+        is_first: bool,
+        kvm: BorrowedFd<'_>,
+    ) -> Result<Self, KeyError> {
         Ok(Self {
             epoch: EPOCH,
             host: host(),
@@ -139,6 +146,7 @@ impl Key {
             vcpus: vm.vcpus,
             cards,
             scratch_bytes: vm.scratch.as_ref().map_or(0, |scratch| scratch.bytes),
+            has_scratch_open: is_first && vm.scratch.is_some(),
             memory_bytes: vm.memory_bytes,
             window_bytes: vm.window_bytes,
         })
@@ -153,7 +161,8 @@ impl Key {
             (file.modified, file.changed).hash(&mut hasher);
         }
         (&self.cmdline, self.vcpus, self.cards).hash(&mut hasher);
-        (self.scratch_bytes, self.memory_bytes, self.window_bytes).hash(&mut hasher);
+        (self.scratch_bytes, self.has_scratch_open).hash(&mut hasher);
+        (self.memory_bytes, self.window_bytes).hash(&mut hasher);
         format!("{:016x}", hasher.finish())
     }
 }
@@ -190,6 +199,7 @@ pub(super) fn sample(memory_bytes: u64) -> Key {
         vcpus: 1,
         cards: 0,
         scratch_bytes: 0,
+        has_scratch_open: false,
         memory_bytes,
         window_bytes: 0,
     }
@@ -204,7 +214,7 @@ mod tests {
         let key = sample(64 << 20);
         assert!(is_name(&key.name()));
         assert_eq!(key.name(), key.clone().name());
-        let changes: [fn(&mut Key); 10] = [
+        let changes: [fn(&mut Key); 11] = [
             |key| key.epoch += 1,
             |key| key.host.push('x'),
             |key| key.processor += 1,
@@ -214,6 +224,7 @@ mod tests {
             |key| key.vcpus += 1,
             |key| key.cards += 1,
             |key| key.scratch_bytes += 1,
+            |key| key.has_scratch_open = true,
             |key| key.window_bytes += 1,
         ];
         for change in changes {

@@ -30,8 +30,10 @@ use hull_vmm::memory::WorkingSet;
 use jiff::Timestamp;
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use crate::plan::PlannedVm;
+use crate::scratch::Content;
 use crate::settings::Settings;
 use crate::sys;
 
@@ -109,10 +111,20 @@ pub(crate) struct Template {
     /// Begins with the memory.
     pub(crate) file: File,
     pub(crate) state: MachineState,
+    /// What its guest expects on its disk, if it has that mounted.
+    pub(crate) scratch: Option<Content>,
     /// The guest kernel's release.
     pub(crate) kernel: String,
     /// What its starts need, once one has been watched.
     pub(crate) working_set: Option<WorkingSet>,
+}
+
+/// A guest to be copied, but for its memory.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Guest<M> {
+    pub(crate) machine: M,
+    /// What it expects on its disk, if it has that mounted.
+    pub(crate) scratch: Option<Content>,
 }
 
 /// The templates of one state directory.
@@ -176,14 +188,14 @@ impl Templates {
                 return Err(FileError::Wrong("it was made for something else"));
             }
             file::check_memory(&file, &header)?;
-            let state = file::state(&state)?;
-            Ok((header.kernel, state))
+            Ok((header.kernel, file::state::<Guest<MachineState>>(&state)?))
         });
-        let (kernel, state) = checked.map_err(|error| unusable(error.into()))?;
+        let (kernel, guest) = checked.map_err(|error| unusable(error.into()))?;
         let pages = fs::read(self.directory.join(name + PAGES)).ok();
         Ok(Some(Template {
             file,
-            state,
+            state: guest.machine,
+            scratch: guest.scratch,
             kernel,
             working_set: pages.and_then(|bytes| pages::decode(&bytes)),
         }))
@@ -353,7 +365,7 @@ impl Maker<'_> {
         key: &Key,
         kernel: &str,
         memory: &File,
-        state: &MachineState,
+        guest: &Guest<&MachineState>,
     ) -> Result<(), TemplateError> {
         let name = key.name();
         let file = self.fresh_file()?;
@@ -363,7 +375,7 @@ impl Maker<'_> {
             key,
             kernel,
             memory_bytes,
-            state,
+            state: guest,
         };
         let memory = Stored {
             file: memory,

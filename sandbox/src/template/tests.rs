@@ -21,6 +21,12 @@ fn memory() -> File {
     file
 }
 
+fn disk() -> Content {
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at(b"mounted", 1 << 20).unwrap();
+    Content::of(&file).unwrap()
+}
+
 fn state() -> MachineState {
     let empty = serde_json::json!({
         "epoch": 1, "vcpus": [], "slots": [], "serial": null,
@@ -38,7 +44,11 @@ fn made(directory: &std::path::Path) -> (Templates, Key) {
 
 fn make(templates: &Templates, key: &Key) {
     let maker = templates.maker().unwrap().unwrap();
-    maker.publish(key, "6.12", &memory(), &state()).unwrap();
+    let guest = Guest {
+        machine: &state(),
+        scratch: Some(disk()),
+    };
+    maker.publish(key, "6.12", &memory(), &guest).unwrap();
 }
 
 fn names(templates: &Templates) -> usize {
@@ -51,6 +61,7 @@ fn what_was_made_is_found_with_its_memory() {
     let (templates, key) = made(directory.path());
     let template = templates.find(&key).unwrap().unwrap();
     assert_eq!(template.kernel, "6.12");
+    assert_eq!(template.scratch, Some(disk()));
     let (mut ours, mut given) = (vec![0; MEMORY as usize], vec![0; MEMORY as usize]);
     memory().read_exact_at(&mut ours, 0).unwrap();
     template.file.read_exact_at(&mut given, 0).unwrap();

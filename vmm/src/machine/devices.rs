@@ -85,7 +85,7 @@ impl Devices {
             )),
             DeviceSpec::Block(block) => {
                 let file = supplies.blocks.next().ok_or(BuildError::NoHost("block"))?;
-                let made = Block::new(file, block.read_only, &block.serial);
+                let made = Block::new(file, block);
                 Box::new(made.map_err(failed("block"))?)
             }
             DeviceSpec::Balloon => Box::new(Balloon),

@@ -143,6 +143,7 @@ fn subject(request: &Request) -> Option<&String> {
         | Request::Freeze { id, .. } => Some(id),
         Request::Setup(_)
         | Request::Settle
+        | Request::OpenScratch
         | Request::StandStill
         | Request::Network { .. }
         | Request::GoOn { .. }

@@ -15,7 +15,7 @@ use super::device::{
     Activation, DeviceError, Persist, RestoreError, Unsaveable, VirtioDevice, read_config_bytes,
 };
 use super::queue::{Chain, Queue, QueueError};
-use crate::spec::MAX_BLOCK_SERIAL_BYTES;
+use crate::spec::{BlockSpec, MAX_BLOCK_SERIAL_BYTES};
 
 /// The unit of all that the protocol counts.
 const SECTOR_BYTES: u64 = 512;
@@ -71,6 +71,7 @@ impl From<io::Error> for Failure {
 pub struct Block {
     file: File,
     read_only: bool,
+    durable: bool,
     serial: [u8; MAX_BLOCK_SERIAL_BYTES],
     sectors: u64,
     /// Written since the last flush: what a guest may not lose when it never asks again.
@@ -91,16 +92,17 @@ impl Block {
     ///
     /// # Errors
     /// When the file's size can't be had.
-    pub fn new(mut file: File, read_only: bool, serial: &str) -> io::Result<Self> {
+    pub fn new(mut file: File, spec: &BlockSpec) -> io::Result<Self> {
         // A block device's size isn't in its metadata.
         let sectors = file.seek(SeekFrom::End(0))? / SECTOR_BYTES;
         let mut bytes = [0; MAX_BLOCK_SERIAL_BYTES];
-        for (to, from) in bytes.iter_mut().zip(serial.bytes()) {
+        for (to, from) in bytes.iter_mut().zip(spec.serial.bytes()) {
             *to = from;
         }
         Ok(Self {
             file,
-            read_only,
+            read_only: spec.read_only,
+            durable: spec.durable,
             serial: bytes,
             sectors,
             dirty: false,
@@ -179,10 +181,10 @@ impl Block {
                 Ok(0)
             }
             REQUEST_FLUSH => {
-                if self.dirty {
+                if self.dirty && self.durable {
                     self.file.sync_data()?;
-                    self.dirty = false;
                 }
+                self.dirty = false;
                 Ok(0)
             }
             REQUEST_GET_ID => {

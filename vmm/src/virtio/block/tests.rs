@@ -11,11 +11,19 @@ use crate::testing::{Bench, NEXT, Part, RawDescriptor, Used, WRITE, persist_roun
 
 const DISK_BYTES: u64 = 1 << 20;
 
+fn spec(read_only: bool) -> BlockSpec {
+    BlockSpec {
+        read_only,
+        serial: "scratch".to_owned(),
+        durable: true,
+    }
+}
+
 fn disk(read_only: bool) -> Bench<Block> {
     let file = tempfile::tempfile().unwrap();
     file.set_len(DISK_BYTES + 100).unwrap();
     file.write_all_at(b"first sector", 0).unwrap();
-    Bench::new(Block::new(file, read_only, "scratch").unwrap())
+    Bench::new(Block::new(file, &spec(read_only)).unwrap())
 }
 
 fn header(kind: u32, sector: u64) -> Part {
@@ -234,7 +242,7 @@ fn a_disk_of_whole_blocks_says_so() {
     for (bytes, expected) in [(1 << 20, true), ((1 << 20) + 512, false)] {
         let file = tempfile::tempfile().unwrap();
         file.set_len(bytes).unwrap();
-        let disk = Block::new(file, false, "").unwrap();
+        let disk = Block::new(file, &spec(false)).unwrap();
         assert_eq!(disk.features() & BLK_SIZE != 0, expected);
         let mut size = [0; 4];
         disk.read_config(20, &mut size);
@@ -248,7 +256,7 @@ fn what_the_host_refuses_is_an_error_and_the_disk_goes_on() {
     std::fs::write(file.path(), vec![7; 4096]).unwrap();
     // The host lets nothing be written to it.
     let opened = File::open(file.path()).unwrap();
-    let mut bench = Bench::new(Block::new(opened, false, "").unwrap());
+    let mut bench = Bench::new(Block::new(opened, &spec(false)).unwrap());
     let written = [Part::Read(vec![1; 512])];
     assert_eq!(
         status(&ask(&mut bench, REQUEST_OUT, 0, &written)),
