@@ -104,7 +104,8 @@ fn order(arguments: &Arguments) -> Result<Order> {
 /// and then a guest hangs there, in a handler that was entered twice (QEMU's `helper_vmrun` leaves
 /// the vector of an interrupt that it has delivered behind, to be found when counting stops it).
 fn measure_all(order: &Order, inputs: &Path, report: &Report) -> Result<Findings> {
-    let is_memory = |figure: &String| figure == table::LAYER_COPIES;
+    let is_memory =
+        |figure: &String| [table::LAYER_COPIES, table::CROWD_BYTES].contains(&&**figure);
     let (memory, counts): (Vec<_>, Vec<_>) = order.figures.iter().cloned().partition(is_memory);
     let mut findings = Findings::default();
     for (figures, icount) in [(counts, true), (memory, false)] {

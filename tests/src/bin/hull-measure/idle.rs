@@ -69,7 +69,7 @@ impl Marks {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Inspected {
-    monitor_pid: u32,
+    pub(crate) monitor_pid: u32,
     start_marks: Marks,
     pub(crate) share_requests: u64,
 }

@@ -76,6 +76,7 @@ fn read(place: &Place, names: &[String], log: &Path) -> Result<Growth> {
     Ok(Growth {
         file: size.trim().parse().context("understand the file's size")?,
         contents: after.contents.saturating_sub(before.contents),
-        tables: after.tables.saturating_sub(before.tables),
+        tables: (after.tables + after.nested_tables)
+            .saturating_sub(before.tables + before.nested_tables),
     })
 }

@@ -8,6 +8,7 @@
 //! takes no longer than it says.
 
 mod containerd;
+mod crowd;
 mod exits;
 mod files;
 mod idle;
@@ -83,7 +84,7 @@ impl Bench<'_> {
         {
             return self.fail("load the image", &error);
         }
-        let parts: [(&str, Part<Self>); 10] = [
+        let parts: [(&str, Part<Self>); 11] = [
             ("time starts", Self::starts),
             ("time restores", Self::restores),
             ("count copied pages", Self::copies),
@@ -94,6 +95,7 @@ impl Bench<'_> {
             ("read a file twice", Self::files),
             ("go by containerd", Self::by_containerd),
             ("have many read one file", Self::layers),
+            ("have a hundred at once", Self::crowd),
         ];
         for (what, part) in parts {
             if let Err(error) = part(self) {
@@ -325,6 +327,29 @@ impl Bench<'_> {
             ("page tables".to_owned(), lossless(growth.tables)),
         ];
         self.findings.details.insert(title, details);
+        Ok(())
+    }
+
+    fn crowd(&mut self) -> Result<()> {
+        let figure = "sandbox_private_bytes_at_100";
+        if self.program != Program::Hull || !self.wants(&[figure]) {
+            return Ok(());
+        }
+        let seen = crowd::seen(self.place, &self.log())?;
+        self.add(figure, lossless(seen.private));
+        let title = "hull: bytes of one of 100 idle sandboxes, in the mean".to_owned();
+        let details = [
+            (
+                "private, of the guest",
+                seen.private.saturating_sub(seen.monitor),
+            ),
+            ("private, the monitor's own", seen.monitor),
+            ("the monitor's page tables", seen.tables),
+            ("the guest's page tables", seen.nested_tables),
+            ("less memory that is available", seen.unavailable),
+        ]
+        .map(|(name, bytes)| (name.to_owned(), lossless(bytes)));
+        self.findings.details.insert(title, details.to_vec());
         Ok(())
     }
 

@@ -36,11 +36,15 @@ pub(crate) fn of(pid: u32) -> Result<Memory> {
 pub(crate) struct Machine {
     /// Contents: of files, and what processes and guests have written.
     pub(crate) contents: u64,
-    /// Page tables, of processes and of guests.
+    /// Page tables of processes.
     pub(crate) tables: u64,
+    /// Page tables of guests.
+    pub(crate) nested_tables: u64,
+    /// What it could give to others.
+    pub(crate) available: u64,
 }
 
-/// Asks the kernel for both.
+/// Asks the kernel for all of it.
 pub(crate) fn of_machine() -> Result<Machine> {
     let text = fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
     let bytes = |wanted: &str| {
@@ -49,24 +53,33 @@ pub(crate) fn of_machine() -> Result<Machine> {
         let kib = value.trim().strip_suffix(" kB")?.parse::<u64>().ok()?;
         Some(kib << 10)
     };
-    let both = |one: &str, other: &str| {
-        let sum = bytes(one).zip(bytes(other)).map(|(one, other)| one + other);
-        sum.with_context(|| format!("/proc/meminfo lacks {one} or {other}"))
-    };
+    let bytes = |key: &str| bytes(key).with_context(|| format!("/proc/meminfo lacks {key}"));
     Ok(Machine {
-        contents: both("Cached", "AnonPages")?,
-        tables: both("PageTables", "SecPageTables")?,
+        contents: bytes("Cached")? + bytes("AnonPages")?,
+        tables: bytes("PageTables")?,
+        nested_tables: bytes("SecPageTables")?,
+        available: bytes("MemAvailable")?,
     })
 }
 
-/// Private pages of a process without a guest, in bytes.
+/// Private pages of a process, a guest's among them, in bytes.
 pub(crate) fn whole(pid: u32) -> Result<u64> {
-    let path = format!("/proc/{pid}/smaps_rollup");
+    sum(pid, "smaps_rollup", "Private_")
+}
+
+/// Page tables of a process, in bytes.
+pub(crate) fn tables(pid: u32) -> Result<u64> {
+    sum(pid, "status", "VmPTE")
+}
+
+/// The sum of the lines of a file of a process's whose keys begin so.
+fn sum(pid: u32, file: &str, keys: &str) -> Result<u64> {
+    let path = format!("/proc/{pid}/{file}");
     let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     let kib = |line: &str| {
         let (_, value) = line
             .split_once(':')
-            .filter(|(key, _)| key.starts_with("Private_"))?;
+            .filter(|(key, _)| key.starts_with(keys))?;
         value.trim().strip_suffix(" kB")?.parse::<u64>().ok()
     };
     Ok(text.lines().filter_map(kib).sum::<u64>() << 10)
