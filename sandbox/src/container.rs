@@ -76,6 +76,10 @@ impl Container {
         &self.entry
     }
 
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// The program of its monitor.
     pub(crate) fn monitor(&self) -> &Path {
         &self.monitor

@@ -49,8 +49,8 @@ pub use hull_proto::{CgroupStats, IoStats, ProcessInfo};
 pub use launch::StartFailure;
 pub use logs::{LogEntry, LogOptions, LogReader};
 pub use plan::{
-    Export, ExportSource, HostFacts, Identity, MIN_MEMORY_BYTES, Plan, PlanError, PlannedCgroup,
-    PlannedImage, PlannedRoot, PlannedScratch, PlannedVm, PodFacts,
+    Export, ExportSource, HostFacts, Identity, Limits, MIN_MEMORY_BYTES, Plan, PlanError,
+    PlannedCgroup, PlannedImage, PlannedRoot, PlannedScratch, PlannedVm, PodFacts,
 };
 pub use processes::{PS_HEADINGS, ps_row};
 pub use request::{

@@ -57,14 +57,32 @@ impl Container {
         Ok(processes)
     }
 
-    /// Changes its limits, in its guest and on the host, while it runs. Nothing of it is
-    /// remembered beyond its end.
+    /// Changes its limits, in its guest and on the host, and has its next start keep them. One
+    /// that came from a bundle starts only once, and is to be running.
     ///
     /// # Errors
-    /// As [`Self::stats`]; and for what its VM can't do: more memory or processors than it was
-    /// started with.
+    /// For what its VM can't do: more memory or processors than it was started with; if it
+    /// is paused, or its guest doesn't answer.
     pub fn update(&self, resources: &LinuxResources) -> Result<(), EngineError> {
         let update = plan::update(resources, self.plan())?;
+        let starts_again = self.plan().bundle.is_none();
+        let claim = match self.change(&update) {
+            Err(EngineError::NotRunning(_)) if starts_again => {
+                // Nor does it begin to run without them, as long as this is held.
+                let claim = self.store().claim(self.entry())?;
+                Some(claim.ok_or_else(|| EngineError::NotRunning(self.id().to_owned()))?)
+            }
+            changed => changed.map(|()| None)?,
+        };
+        if starts_again {
+            self.store().keep_limits(self.entry(), &update)?;
+        }
+        drop(claim);
+        Ok(())
+    }
+
+    /// Changes the limits of one that runs.
+    fn change(&self, update: &plan::Update) -> Result<(), EngineError> {
         let failed = |source| self.failed("update", source);
         let guest = serde_json::to_value(&update.guest).map_err(ControlError::from);
         let request = Request::Update {

@@ -3,6 +3,7 @@
 //! ```text
 //! STATE/containers/            its own flock guards every change of names and membership
 //!   ID/plan.json               written once
+//!   ID/limits.json             limits that were changed since, by whoever asked for them
 //!   ID/lock                    flocked by the monitor: held = it lives; its text is its pid
 //!   ID/state.json exit.json    written by the monitor alone
 //!   ID/passing                 it is to leave nothing, so whoever finds it dead removes it
@@ -27,7 +28,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::names;
-use crate::plan::Plan;
+use crate::plan::{Limits, Plan, Update};
 use crate::settings::Settings;
 use crate::state::{ExitRecord, Running};
 
@@ -38,6 +39,7 @@ const PLAN: &str = "plan.json";
 const LOCK: &str = "lock";
 const STATE: &str = "state.json";
 const EXIT: &str = "exit.json";
+const LIMITS: &str = "limits.json";
 const PASSING: &str = "passing";
 
 /// What the store could not do.
@@ -85,6 +87,13 @@ pub enum StoreError {
 fn disk(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     move |source| StoreError::Disk {
         action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+fn malformed(path: &Path) -> impl FnOnce(serde_json::Error) -> StoreError {
+    move |source| StoreError::Malformed {
         path: path.to_owned(),
         source,
     }
@@ -319,6 +328,19 @@ impl Store {
         remove_tree(&gone)
     }
 
+    /// Has a container's next start have limits that were changed.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub(crate) fn keep_limits(&self, entry: &Entry, update: &Update) -> Result<(), StoreError> {
+        // One change at a time: each adds to what it finds.
+        let _guard = self.guard()?;
+        let path = entry.directory.join(LIMITS);
+        let limits: Limits = read(&path)?.unwrap_or_default();
+        let limits = limits.and(update).map_err(malformed(&path))?;
+        write_atomically(&entry.directory, LIMITS, &limits, !entry.is_passing())
+    }
+
     fn forget_name(&self, gone: &Path, id: &str) -> Result<(), StoreError> {
         let Ok(plan) = read::<Plan>(&gone.join(PLAN)) else {
             return Ok(());
@@ -463,12 +485,18 @@ impl Entry {
         &self.directory
     }
 
-    /// Reads its plan.
+    /// Reads its plan, with the limits that it has by now.
     ///
     /// # Errors
     /// If it can't be read.
     pub fn plan(&self) -> Result<Plan, StoreError> {
-        read(&self.directory.join(PLAN))?.ok_or_else(|| StoreError::NotFound(self.id().to_owned()))
+        let plan: Option<Plan> = read(&self.directory.join(PLAN))?;
+        let plan = plan.ok_or_else(|| StoreError::NotFound(self.id().to_owned()))?;
+        let path = self.directory.join(LIMITS);
+        match read::<Limits>(&path)? {
+            Some(limits) => plan.limited(limits).map_err(malformed(&path)),
+            None => Ok(plan),
+        }
     }
 
     /// What the monitor said when the first process began to run.

@@ -317,6 +317,33 @@ fn dockers_commands_say_the_same() {
     hull.cmd(["rm", "-f", "half"]).output().ok();
 }
 
+#[test]
+fn limits_that_were_updated_outlive_a_stop() {
+    let Some(hull) = Hull::new() else { return };
+    let (_log, cgroup) = half(&hull, "echo up; sleep 1000");
+    let ok = |words: &[&str]| hull.cmd(words).output().ok();
+    ok(&["update", "--cpus", "0.25", "-m", "100m", "half"]);
+    ok(&["kill", "half"]);
+    ok(&["wait", "half"]);
+    // One that is stopped has them from its start on.
+    ok(&["update", "-m", "90m", "--pids-limit", "33", "half"]);
+    ok(&["start", "half"]);
+    let file = |name| fs::read_to_string(cgroup.join(name)).unwrap();
+    assert_eq!(file("cpu.max"), "25000 100000\n");
+    let inside = ["exec", "half", "sh", "-c"];
+    let inside = |script| ok(&[&inside[..], &[script]].concat());
+    assert_eq!(
+        inside("cd /sys/fs/cgroup; cat cpu.max memory.max pids.max"),
+        format!("25000 100000\n{}\n33\n", 90 << 20)
+    );
+    let format = "{{.HostConfig.Memory}} {{.HostConfig.NanoCpus}} {{.HostConfig.PidsLimit}}";
+    assert_eq!(
+        ok(&["inspect", "-f", format, "half"]),
+        format!("{} 250000000 33\n", 90 << 20)
+    );
+    ok(&["rm", "-f", "half"]);
+}
+
 /// A container in the background in a cgroup of Hull's own, once it has said "up".
 fn half(hull: &Hull, script: &str) -> (Running, PathBuf) {
     let image = hull.image();

@@ -61,21 +61,45 @@ fn state(status: &Status) -> Value {
 
 fn host_config(plan: &Plan) -> Value {
     let root = plan.spec.root().as_ref();
-    let cpus = plan
-        .vm
-        .cpu_quota
-        .unwrap_or_else(|| f64::from(plan.vm.vcpus));
+    let changed = changed(plan);
+    let quota = (changed["cpu"]["quota"].as_f64()).zip(changed["cpu"]["period"].as_f64());
+    let cpus = match quota {
+        Some((quota, period)) if quota > 0.0 && period > 0.0 => Some(quota / period),
+        Some(_) => None,
+        None => plan.vm.cpu_quota,
+    };
+    let cpus = cpus.unwrap_or_else(|| f64::from(plan.vm.vcpus));
+    let memory = changed["memory"]["limit"].as_u64();
+    let or_zero = |value: &Value| value.as_i64().unwrap_or_default();
     json!({
         "AutoRemove": plan.auto_remove,
         "Binds": binds(plan),
+        "CpuShares": or_zero(&changed["cpu"]["shares"]),
+        "CpusetCpus": changed["cpuset.cpus"].as_str().unwrap_or_default(),
+        "CpusetMems": changed["cpuset.mems"].as_str().unwrap_or_default(),
         "Init": plan.init,
-        "Memory": plan.vm.memory_bytes,
+        "Memory": memory.unwrap_or(plan.vm.memory_bytes),
+        "MemoryReservation": or_zero(&changed["memory"]["reservation"]),
         // At most 32 processors, so far inside what both number types hold.
         "NanoCpus": (cpus * 1e9).round() as u64,
+        "PidsLimit": changed["pids"]["limit"].as_i64(),
         "NetworkMode": network_mode(plan),
         "ReadonlyRootfs": root.and_then(|root| root.readonly()).unwrap_or_default(),
         "Runtime": "hull",
     })
+}
+
+/// Limits that were changed since it was made: the guest's as the OCI runtime specification has
+/// them, and the files of the host's.
+fn changed(plan: &Plan) -> Value {
+    let Some(limits) = &plan.limits else {
+        return Value::Null;
+    };
+    let mut all = json!(limits.guest);
+    for (file, value) in &limits.host {
+        all[file] = json!(value);
+    }
+    all
 }
 
 fn network_mode(plan: &Plan) -> String {

@@ -59,7 +59,6 @@ pub(crate) fn plan(
     }
     let process = process(request)?;
     let tty = process.terminal().unwrap_or(false);
-    let root = request.root()?;
     let read_only = spec.root().as_ref().and_then(|root| root.readonly());
     // What a sandbox shows is named by whom it shows it for.
     let prefix = facts.pod.as_ref().map(|_| format!("{}.", identity.id));
@@ -96,7 +95,7 @@ pub(crate) fn plan(
         image: None,
         labels: labels.into_iter().collect(),
         vm,
-        root: PlannedRoot::Directory(root),
+        root: PlannedRoot::Directory(request.root()?),
         network,
         makes_network: facts.pod.is_none() && has_new_network(&linux),
         exports,
@@ -111,6 +110,7 @@ pub(crate) fn plan(
         bundle: Some(request.bundle.clone()),
         sandbox: facts.pod.as_ref().map(|pod| pod.sandbox.clone()),
         cgroup,
+        limits: None,
         auto_remove: false,
         // Whoever made the bundle reads its output at the source.
         log_limit_bytes: 0,

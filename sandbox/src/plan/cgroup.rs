@@ -34,7 +34,10 @@ impl Plan {
             }
         };
         let named = self.cgroup.clone();
-        named.or_else(|| self.vm.cpu_quota.map(of_quota))
+        let mut planned = named.or_else(|| self.vm.cpu_quota.map(of_quota))?;
+        let changed = self.limits.iter().flat_map(|limits| &limits.host);
+        planned.files.extend(changed.cloned());
+        Some(planned)
     }
 }
 

@@ -10,6 +10,7 @@
 mod bundle;
 mod capability;
 mod cgroup;
+mod kept;
 mod limits;
 mod machine;
 mod mounts;
@@ -32,7 +33,8 @@ use crate::signal::{SignalError, parse_signal};
 
 pub(crate) use bundle::{bind_sources, guest_process, plan as plan_bundle};
 pub use cgroup::PlannedCgroup;
-pub(crate) use limits::update;
+pub use kept::Limits;
+pub(crate) use limits::{Update, update};
 pub use machine::MIN_MEMORY_BYTES;
 use machine::{MAX_SCRATCH_BYTES, MIN_SCRATCH_BYTES};
 pub(crate) use machine::{plan as machine, scratch};
@@ -228,6 +230,7 @@ pub(crate) fn plan(
         bundle: None,
         sandbox: None,
         cgroup: None,
+        limits: None,
         auto_remove: request.auto_remove,
         log_limit_bytes: settings.defaults.log_limit_bytes,
     })

@@ -9,6 +9,7 @@ use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
 use super::cgroup::PlannedCgroup;
+use super::kept::Limits;
 
 /// All that the monitor needs to know about one container. Written once, never changed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -68,6 +69,9 @@ pub struct Plan {
     /// [`Plan::host_cgroup`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<PlannedCgroup>,
+    /// Limits that have been changed since; those of the guest are in `spec`, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
     /// Removes the container when it ends.
     pub auto_remove: bool,
     /// Bytes that its log may take.

@@ -60,6 +60,7 @@ fn plan() -> Plan {
         bundle: None,
         sandbox: None,
         cgroup: None,
+        limits: None,
         auto_remove: false,
         log_limit_bytes: 1,
     }
@@ -122,6 +123,27 @@ fn volumes_have_the_hosts_paths_and_system_mounts_are_none() {
     assert_eq!(seen["HostConfig"]["ReadonlyRootfs"], true);
     assert_eq!(seen["Config"]["User"], "1:2");
     assert_eq!(seen["Config"]["StopSignal"], "SIGTERM");
+}
+
+#[test]
+fn limits_are_those_that_it_was_updated_to() {
+    let limits = json!({
+        "guest": {"memory": {"limit": 64 << 20}, "cpu": {"quota": 25_000, "period": 100_000}},
+        "host": [["cpu.max", "25000 100000"], ["cpuset.cpus", "0-1"]],
+    });
+    let plan = Plan {
+        limits: serde_json::from_value(limits).unwrap(),
+        ..plan()
+    };
+    let seen = host_config(&plan);
+    assert_eq!(
+        (&seen["Memory"], &seen["NanoCpus"], &seen["CpusetCpus"]),
+        (&json!(64 << 20), &json!(250_000_000), &json!("0-1"))
+    );
+    assert_eq!(
+        (&seen["CpuShares"], &seen["PidsLimit"]),
+        (&json!(0), &Value::Null)
+    );
 }
 
 #[test]
