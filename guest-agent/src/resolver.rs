@@ -1,14 +1,16 @@
 //! The name server that an engine runs on its network namespace's own loopback, as Docker does, at
 //! the same address of the guest's: questions go to the host over vsock, and answers come back.
 //!
-//! Owns: that address, and whose question is whose. Refuses: to understand either, and TCP.
+//! Those that come by TCP have a stream each, and whoever they are from says when it ends.
+//!
+//! Owns: that address, and whose question is whose. Refuses: to understand either.
 
 use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -23,6 +25,11 @@ use crate::sys;
 
 /// Questions that can wait for answers; an older one is forgotten for the next.
 const QUESTIONS: usize = 4096;
+
+/// Connections at a time.
+const CONNECTIONS: usize = 64;
+/// What each of a connection's threads has.
+const STACK: usize = 64 * 1024;
 
 /// What the process may take to be there.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -57,6 +64,9 @@ pub(crate) fn start() -> Result<(), Fault> {
 fn serve(ends: Ends) -> Result<Infallible, Fault> {
     let socket =
         UdpSocket::bind((RESOLVER, 53)).or_internal(|| format!("cannot answer at {RESOLVER}"))?;
+    let listener = TcpListener::bind((RESOLVER, 53))
+        .or_internal(|| format!("cannot answer at {RESOLVER} by TCP"))?;
+    // The first stream is that of UDP's questions.
     let host = sys::vsock_dial_host(RESOLVER_PORT)
         .map(File::from)
         .or_internal(|| "cannot reach the host's name server")?;
@@ -65,7 +75,7 @@ fn serve(ends: Ends) -> Result<Infallible, Fault> {
         .or_internal(|| "cannot copy a descriptor")?;
     report::about_to_execute(ends.line.as_fd());
     drop(ends);
-    let kept = [socket.as_fd(), host.as_fd(), back.as_fd()];
+    let kept = [socket.as_fd(), listener.as_fd(), host.as_fd(), back.as_fd()];
     sys::close_all_but(&kept).or_internal(|| "cannot close descriptors")?;
     let waiting = Mutex::new(Waiting::default());
     thread::scope(|scope| {
@@ -74,9 +84,63 @@ fn serve(ends: Ends) -> Result<Infallible, Fault> {
             // Without the host there is nothing more to do.
             sys::leave(1)
         });
+        scope.spawn(|| connections(&listener));
         let _ = ask(&socket, &host, &waiting);
         sys::leave(1)
     })
+}
+
+/// Gives each who connects a stream to the host.
+fn connections(listener: &TcpListener) {
+    let taken = Arc::new(());
+    loop {
+        let client = match listener.accept() {
+            Ok((client, _)) => client,
+            // It went before it was met.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            // For want of something: names are still found by UDP.
+            Err(_) => return,
+        };
+        // One too many is hung up on.
+        if Arc::strong_count(&taken) > CONNECTIONS {
+            continue;
+        }
+        let place = Arc::clone(&taken);
+        let converse = move || {
+            if let Ok(host) = sys::vsock_dial_host(RESOLVER_PORT) {
+                converse(&client, &File::from(host));
+            }
+            drop(place);
+        };
+        let _ = thread::Builder::new().stack_size(STACK).spawn(converse);
+    }
+}
+
+/// Has both say what they have to, until both are done.
+fn converse(client: &TcpStream, host: &File) {
+    thread::scope(|scope| {
+        let back = thread::Builder::new().stack_size(STACK);
+        let back = back.spawn_scoped(scope, || {
+            let _ = pass(host, client);
+            let _ = client.shutdown(Shutdown::Write);
+        });
+        if back.is_ok() {
+            let _ = pass(client, host);
+        }
+        let _ = rustix::net::shutdown(host, rustix::net::Shutdown::Write);
+    });
+}
+
+fn pass(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
+    let mut chunk = [0; 4096];
+    loop {
+        match from.read(&mut chunk) {
+            Ok(0) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            count => to.write_all(&chunk[..count?])?,
+        }
+    }
 }
 
 fn ask(socket: &UdpSocket, mut host: &File, waiting: &Mutex<Waiting>) -> io::Result<()> {

@@ -119,6 +119,22 @@ impl<'a> Docker<'a> {
             .await_stdout("up\n");
     }
 
+    /// How many addresses of a name of four letters a network's name server tells by TCP.
+    fn addresses_by_tcp(&self, network: &str, name: &str) -> usize {
+        // RFC 1035, sections 4.1 and 4.2.2: a question of 22 bytes for an address.
+        let question = format!(
+            r"\000\026\022\064\001\000\000\001\000\000\000\000\000\000\004{name}\000\000\001\000\001"
+        );
+        let ask = format!("printf '{question}' | nc -w 20 127.0.0.11 53 | od -An -v -tx1");
+        let begin = ["run", "--runtime", "hull", "--rm", "--network", network];
+        let words = [&begin[..], &[image::PLAIN, "sh", "-c", &ask]].concat();
+        let said = self.docker(&words).output().ok();
+        let answer: Vec<&str> = said.split_whitespace().collect();
+        // Its number, behind its length; the number of answers in it.
+        assert_eq!(answer.get(2..4), Some(&["12", "34"][..]), "{said}");
+        usize::from_str_radix(&answer[8..10].concat(), 16).unwrap()
+    }
+
     /// Nothing is left, of its containers and of the daemon's.
     fn end(mut self) {
         let left = self.docker(&["ps", "-aq"]).output().ok();
@@ -222,6 +238,7 @@ fn a_container_is_on_as_many_networks_as_its_machine_has_cards() {
     let by_name = [image::PLAIN, "ping", "-c1", "-w20", "both"];
     let met = docker.docker(&[&ask[..], &by_name].concat()).output().ok();
     assert!(met.contains("1 packets received"), "{met}");
+    assert_eq!(docker.addresses_by_tcp("one", "both"), 1);
     docker.docker(&["stop", "both"]).output().ok();
     let code = docker
         .docker(&["inspect", "-f", "{{.State.ExitCode}}", "both"])

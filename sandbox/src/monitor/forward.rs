@@ -1,11 +1,11 @@
 //! Ports of the guest's own address, for who connects to the network namespace's; and the other
 //! way round, the namespace's name server for the guest.
 //!
-//! Owns: a thread that waits for them, and one each; two for names. Refuses more than a few at a
-//! time.
+//! Owns: a thread that waits for them, and one each; three for names, and two for each who asks by
+//! TCP. Refuses more than a few at a time.
 
 use std::io::{self, Read, Write};
-use std::net::UdpSocket;
+use std::net::{Shutdown, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -50,9 +50,14 @@ pub(super) fn start(local: Arc<Local>, guest: Connector) {
     let _ = spawn("forwards", serve);
 }
 
-/// Passes the questions of the guest that `asking` brings on to `server`, and its answers back.
-/// What either says is the other's to judge.
-pub(super) fn answer(server: UdpSocket, asking: Receiver<UnixStream>) {
+/// Passes what the guest that `asking` brings asks on to `server`, and its answers back: the first
+/// stream's questions one by one (UDP), each other's as they come, over a connection (TCP). What
+/// either side says is the other's to judge.
+pub(super) fn answer(
+    server: UdpSocket,
+    asking: Receiver<UnixStream>,
+    connect: impl Fn() -> io::Result<TcpStream> + Clone + Send + 'static,
+) {
     let serve = move || {
         // Without a guest that asks there is nothing to do.
         let Ok(guest) = asking.recv() else { return };
@@ -60,13 +65,53 @@ pub(super) fn answer(server: UdpSocket, asking: Receiver<UnixStream>) {
             .try_clone()
             .and_then(|back| Ok((back, server.try_clone()?)));
         let Ok((back, answers)) = pair else { return };
-        if guest.set_nonblocking(false).is_ok()
-            && spawn("answers", move || drop(pass_answers(&answers, &back))).is_ok()
+        if guest.set_nonblocking(false).is_err()
+            || spawn("answers", move || drop(pass_answers(&answers, &back))).is_err()
+            || spawn("questions", move || drop(pass_questions(&guest, &server))).is_err()
         {
-            let _ = pass_questions(&guest, &server);
+            return;
+        }
+        let taken = Arc::new(());
+        while let Ok(guest) = asking.recv() {
+            if Arc::strong_count(&taken) > MOST {
+                continue;
+            }
+            let (place, connect) = (Arc::clone(&taken), connect.clone());
+            // Whom nobody answers is hung up on.
+            let _ = spawn("question", move || {
+                let _ = connect().and_then(|server| converse(&guest, &server));
+                drop(place);
+            });
         }
     };
-    let _ = spawn("questions", serve);
+    let _ = spawn("names", serve);
+}
+
+/// Has both say what they have to, until both are done.
+fn converse(guest: &UnixStream, server: &TcpStream) -> io::Result<()> {
+    guest.set_nonblocking(false)?;
+    thread::scope(|scope| {
+        let back = thread::Builder::new().stack_size(STACK);
+        back.spawn_scoped(scope, || {
+            let _ = pass(server, guest);
+            let _ = guest.shutdown(Shutdown::Write);
+        })?;
+        let passed = pass(guest, server);
+        // Its last answer may still be on its way.
+        let _ = server.shutdown(Shutdown::Write);
+        passed
+    })
+}
+
+fn pass(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
+    let mut chunk = [0; 4096];
+    loop {
+        match from.read(&mut chunk) {
+            Ok(0) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            count => to.write_all(&chunk[..count?])?,
+        }
+    }
 }
 
 fn pass_questions(mut guest: &UnixStream, server: &UdpSocket) -> io::Result<()> {

@@ -8,6 +8,7 @@
 //! too: until then it keeps the right to (`CAP_NET_ADMIN`).
 
 use std::io;
+use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -22,7 +23,7 @@ use rustix::thread::{CapabilitySet, LinkNameSpaceType, UnshareFlags, move_into_l
 
 use crate::exit::CODE_HULL_FAILED;
 use crate::names;
-use crate::network::{Joined, Own};
+use crate::network::{self, Joined, Own};
 use crate::plan::Plan;
 use crate::rootfs::SharedDirectory;
 use crate::store::Entry;
@@ -145,6 +146,11 @@ impl View {
             }
             joined
         })
+    }
+
+    /// Connects to the name server of that network.
+    pub(super) fn reach_resolver(&self) -> io::Result<TcpStream> {
+        self.perform(network::reach_resolver)?
     }
 
     fn perform<T: Send + 'static>(

@@ -326,7 +326,7 @@ impl Guest for Vm {
     }
 
     fn find_network(&mut self) -> Option<Result<Request, JoinError>> {
-        let (own, view) = (self.network.own.clone()?, self.view.as_ref()?);
+        let (own, view) = (self.network.own.clone()?, self.view.clone()?);
         let tied = match view.tie_network(own) {
             Ok(Ok(tied)) => tied,
             Ok(Err(source)) => return Some(Err(JoinError::Own(source))),
@@ -339,7 +339,7 @@ impl Guest for Vm {
         let asking = std::mem::replace(&mut self.asking, none);
         let resolver = tied.resolver.is_some();
         if let Some(server) = tied.resolver {
-            forward::answer(server, asking);
+            forward::answer(server, asking, move || view.reach_resolver());
         }
         let interfaces = tied.interfaces;
         Some(Ok(Request::Network {

@@ -8,6 +8,7 @@ use std::io;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
 use hull_netlink::{EXCLUSIVE, Message, Protocol, Socket};
+use hull_proto::RESOLVER;
 use rustix::net::sockopt::ip_original_dst;
 
 use super::redirect::{
@@ -32,6 +33,7 @@ const COMPARE_REGISTER: u16 = 1;
 const COMPARE_HOW: u16 = 2;
 const COMPARE_DATA: u16 = 3;
 const EQUAL: u32 = 0;
+const NOT_EQUAL: u32 = 1;
 const PAYLOAD_REGISTER: u16 = 1;
 const PAYLOAD_BASE: u16 = 2;
 const PAYLOAD_OFFSET: u16 = 3;
@@ -89,20 +91,16 @@ pub(super) fn listen() -> io::Result<Local> {
     })
 }
 
-/// `meta l4proto tcp ip daddr 127.0.0.0/8 redirect to :PORT`
+/// `meta l4proto tcp ip daddr 127.0.0.0/8 ip daddr != RESOLVER redirect to :PORT`: that address is
+/// the engine's name server, which isn't the guest's.
 fn to_port(rule: Message, port: u16) -> Message {
     let rule = expression(rule, "meta", |data| {
         data.with(META_REGISTER, &REGISTER.to_be_bytes())
             .with(META_KEY, &META_PROTOCOL.to_be_bytes())
     });
-    let rule = equals(rule, &[TCP]);
-    let rule = expression(rule, "payload", |data| {
-        data.with(PAYLOAD_REGISTER, &REGISTER.to_be_bytes())
-            .with(PAYLOAD_BASE, &NETWORK_HEADER.to_be_bytes())
-            .with(PAYLOAD_OFFSET, &DESTINATION.to_be_bytes())
-            .with(PAYLOAD_LENGTH, &1u32.to_be_bytes())
-    });
-    let rule = equals(rule, &[127]);
+    let rule = compare(rule, EQUAL, &[TCP]);
+    let rule = compare(destination(rule, 1), EQUAL, &[127]);
+    let rule = compare(destination(rule, 4), NOT_EQUAL, &RESOLVER.octets());
     let rule = expression(rule, "immediate", |data| {
         data.with(IMMEDIATE_REGISTER, &REGISTER.to_be_bytes())
             .with_nested(IMMEDIATE_DATA, |data| {
@@ -114,10 +112,20 @@ fn to_port(rule: Message, port: u16) -> Message {
     })
 }
 
-fn equals(rule: Message, value: &[u8]) -> Message {
+/// The first bytes of the destination.
+fn destination(rule: Message, bytes: u32) -> Message {
+    expression(rule, "payload", |data| {
+        data.with(PAYLOAD_REGISTER, &REGISTER.to_be_bytes())
+            .with(PAYLOAD_BASE, &NETWORK_HEADER.to_be_bytes())
+            .with(PAYLOAD_OFFSET, &DESTINATION.to_be_bytes())
+            .with(PAYLOAD_LENGTH, &bytes.to_be_bytes())
+    })
+}
+
+fn compare(rule: Message, how: u32, value: &[u8]) -> Message {
     expression(rule, "cmp", |data| {
         data.with(COMPARE_REGISTER, &REGISTER.to_be_bytes())
-            .with(COMPARE_HOW, &EQUAL.to_be_bytes())
+            .with(COMPARE_HOW, &how.to_be_bytes())
             .with_nested(COMPARE_DATA, |data| data.with(DATA_VALUE, value))
     })
 }

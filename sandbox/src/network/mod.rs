@@ -32,7 +32,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use crate::sys;
 
 pub(crate) use local::Local;
-pub(crate) use own::Own;
+pub(crate) use own::{Own, reach_resolver};
 
 /// The network namespaces that are the host's own: the first process's, and this one's.
 const HOSTS_OWN: [&str; 2] = ["/proc/1/ns/net", "/proc/self/ns/net"];

@@ -68,7 +68,6 @@ impl Own {
                 format!("{count} interfaces came when the virtual machine was there: {lacks}");
             return Err(NetworkError::Refused(why));
         }
-        // Before the loopback's connections are turned to the guest's.
         let resolver = resolver().ok();
         let tied = tie_to(&self.taps, &mut route, found)?;
         Ok(Joined { resolver, ..tied })
@@ -90,10 +89,15 @@ fn loopback_up() -> Result<(), NetworkError> {
     Ok(())
 }
 
+/// Connects to the engine's name server in this thread's namespace.
+pub(crate) fn reach_resolver() -> io::Result<TcpStream> {
+    TcpStream::connect_timeout(&SocketAddr::from((RESOLVER, 53)), PATIENCE)
+}
+
 /// The way to the engine's name server, if there is one.
 fn resolver() -> io::Result<UdpSocket> {
     let address = SocketAddr::from((RESOLVER, 53));
-    TcpStream::connect_timeout(&address, PATIENCE)?;
+    reach_resolver()?;
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
     socket.connect(address)?;
     Ok(socket)
