@@ -4,6 +4,7 @@
 //! how the kernel is told.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 
 use hull_netlink::{NetworkError, Protocol, Socket};
@@ -11,8 +12,13 @@ use hull_proto::{Interface, MAX_INTERFACES, spare_mac};
 
 use crate::fault::{Fault, Tried};
 
-/// Where a driver is told to let go of a device.
+/// Where a driver is told to take a device, and to let go of it.
+const TAKE: &str = "/sys/bus/virtio/drivers/virtio_net/bind";
 const LET_GO: &str = "/sys/bus/virtio/drivers/virtio_net/unbind";
+
+/// The devices, and what a network card among them is in `device` (virtio 1.3 §5).
+const DEVICES: &str = "/sys/bus/virtio/devices";
+const CARD: &str = "0x0001";
 
 /// Makes the network as the host's namespace has it.
 pub(crate) fn make(interfaces: &[Interface]) -> Result<(), Fault> {
@@ -22,8 +28,10 @@ pub(crate) fn make(interfaces: &[Interface]) -> Result<(), Fault> {
     fault(hull_netlink::apply(&mut socket()?, interfaces))
 }
 
-/// As [`make`], where there may be more cards than interfaces: the others go.
+/// As [`make`], where there may be more cards than interfaces: the others go. That takes a guest
+/// longer than to have one come, so in one that is to be copied all have gone.
 pub(crate) fn make_of_spares(interfaces: &[Interface]) -> Result<(), Fault> {
+    take(interfaces.len()).or_internal(|| "cannot take the network cards")?;
     make(interfaces)?;
     let links = hull_netlink::links(&mut socket()?).or_internal(|| "cannot list the interfaces")?;
     let is_spare = |mac| {
@@ -37,6 +45,31 @@ pub(crate) fn make_of_spares(interfaces: &[Interface]) -> Result<(), Fault> {
         let device = fs::read_link(device).or_internal(what)?;
         let name = device.file_name().unwrap_or_default();
         fs::write(LET_GO, name.as_encoded_bytes()).or_internal(what)?;
+    }
+    Ok(())
+}
+
+/// Has so many cards be driven, as far as there are any.
+fn take(count: usize) -> io::Result<()> {
+    if count == 0 {
+        return Ok(());
+    }
+    let mut cards = Vec::new();
+    for device in fs::read_dir(DEVICES)? {
+        let path = device?.path();
+        if fs::read_to_string(path.join("device"))?.trim() == CARD {
+            cards.push(path);
+        }
+    }
+    let (driven, mut waiting): (Vec<_>, Vec<_>) = cards
+        .into_iter()
+        .partition(|path| path.join("driver").exists());
+    waiting.sort_by_key(|path| (path.as_os_str().len(), path.clone()));
+    for path in waiting.iter().take(count.saturating_sub(driven.len())) {
+        fs::write(
+            TAKE,
+            path.file_name().unwrap_or_default().as_encoded_bytes(),
+        )?;
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use std::process::{Child, Command};
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-pub(crate) use tap::{is_network_namespace, make_tap, set_offloads};
+pub(crate) use tap::{is_network_namespace, make_tap, open_tap, plug, set_offloads};
 
 /// The first inherited descriptor, as systemd counts them.
 const FIRST: RawFd = 3;

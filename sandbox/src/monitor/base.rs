@@ -16,7 +16,7 @@ use hull_vmm::machine::{MachineState, SaveError};
 use hull_vmm::memory::WorkingSet;
 
 use crate::console::BootLog;
-use crate::network::Joined;
+use crate::network::{Cards, Joined};
 use crate::plan::{PlannedScratch, PlannedVm};
 use crate::scratch::{self, Content, ScratchError};
 use crate::store::Entry;
@@ -78,7 +78,7 @@ pub(super) struct Base {
 
 impl Base {
     /// Finds the template for this VM, or makes it.
-    pub(super) fn find(entry: &Entry, vm: &PlannedVm, cards: u8) -> Self {
+    pub(super) fn find(entry: &Entry, vm: &PlannedVm, cards: Cards) -> Self {
         let Some(templates) = template::of(vm).filter(|_| sys::has_virtualization()) else {
             return Self::default();
         };
@@ -98,7 +98,7 @@ impl Base {
         templates: Templates,
         console: impl FnOnce() -> Result<BootLog, OpenError>,
         vm: &PlannedVm,
-        cards: u8,
+        cards: Cards,
         is_first: bool,
     ) -> Result<Option<Template>, BaseError> {
         let key = Key::of(vm, cards, is_first, open_kvm(vm)?.as_fd())?;
@@ -157,7 +157,7 @@ pub(super) fn build(vm: &PlannedVm) -> Result<String, BaseError> {
     let Some(templates) = template::of(vm) else {
         return Err(TemplateError::Make("this VM takes none".to_owned()).into());
     };
-    let key = Key::of(vm, 0, true, open_kvm(vm)?.as_fd())?;
+    let key = Key::of(vm, Cards::default(), true, open_kvm(vm)?.as_fd())?;
     let maker = templates
         .maker()?
         .ok_or_else(|| TemplateError::Make("another process is making one".to_owned()))?;
@@ -178,6 +178,9 @@ fn make(maker: &Maker<'_>, key: &Key, console: BootLog, vm: &PlannedVm) -> Resul
     let mut agent = boot::hello(&guest, &dials, limit)?;
     drop(watch);
     rehearsal::run(&guest, &mut agent, vm, limit)?;
+    if key.cards_wait {
+        agent.let_cards_go(&guest, limit)?;
+    }
     agent.settle(&guest, limit)?;
     if let (Some(disk), Some(planned)) = (&disk, &vm.scratch) {
         planned.clear(disk)?;

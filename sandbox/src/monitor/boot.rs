@@ -237,6 +237,23 @@ impl Agent {
         Ok(())
     }
 
+    /// Has the guest's cards be nobody's.
+    pub(super) fn let_cards_go(
+        &mut self,
+        guest: &dyn Guest,
+        limit: Duration,
+    ) -> Result<(), BootError> {
+        let request = Request::Network {
+            interfaces: Vec::new(),
+            resolver: false,
+        };
+        match self.ask(guest, &request, limit)? {
+            Reply::Ok => Ok(()),
+            Reply::Error { message } => Err(BootError::Settle(message)),
+            _ => Err(BootError::Unexpected),
+        }
+    }
+
     /// Has the agent do all that its guest's copies need not, and undo its setup.
     pub(super) fn settle(&mut self, guest: &dyn Guest, limit: Duration) -> Result<(), BootError> {
         match self.ask(guest, &Request::Settle, limit)? {

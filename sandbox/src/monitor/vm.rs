@@ -19,7 +19,7 @@ use hull_vmm::spec::{
     BlockSpec, DeviceSpec, FsSpec, MemoryBacking, MemorySpec, NetSpec, SpecError, VmSpec, VsockSpec,
 };
 use hull_vmm::virtio::fs::{CachePolicy, FsExport, FsLimits, FsStats};
-use hull_vmm::virtio::net::{Offloads, Tap};
+use hull_vmm::virtio::net::{SetOffloads, Tap};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::console::{BootLog, Tail};
@@ -156,15 +156,19 @@ fn spec(vm: &PlannedVm, network: &Joined, backing: MemoryBacking) -> VmSpec {
 
 /// The host's ends of the cards.
 fn taps(network: &mut Joined) -> Vec<Tap> {
-    let set_offloads = match network.is_spare {
-        true => |_: BorrowedFd<'_>, _: Offloads| Ok(()),
-        false => sys::set_offloads,
+    let (is_spare, own) = (network.is_spare, network.own.clone().unwrap_or_default());
+    let set_offloads = |number: usize| -> SetOffloads {
+        match own.taps().get(number).cloned() {
+            Some(waiting) => Box::new(move |_, told| waiting.set_offloads(told)),
+            None if is_spare => Box::new(|_, _| Ok(())),
+            None => Box::new(sys::set_offloads),
+        }
     };
-    let tap = |device| Tap {
+    let tap = |(number, device)| Tap {
         device,
-        set_offloads: Box::new(set_offloads),
+        set_offloads: set_offloads(number),
     };
-    network.taps.drain(..).map(tap).collect()
+    network.taps.drain(..).enumerate().map(tap).collect()
 }
 
 impl Vm {

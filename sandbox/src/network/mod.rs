@@ -88,6 +88,14 @@ pub(crate) struct Joined {
     pub(crate) own: Option<Own>,
 }
 
+/// The cards of a guest.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Cards {
+    pub(crate) count: u8,
+    /// They are for interfaces that come later, if any do.
+    pub(crate) wait: bool,
+}
+
 impl Joined {
     /// What stands for so many interfaces in a guest that is to be copied: no frame ever comes
     /// or goes, as its cards are down.
@@ -105,9 +113,12 @@ impl Joined {
         Ok(spare)
     }
 
-    /// How many cards the guest has.
-    pub(crate) fn cards(&self) -> u8 {
-        u8::try_from(self.interfaces.len()).unwrap_or(u8::MAX)
+    /// What cards the guest has.
+    pub(crate) fn cards(&self) -> Cards {
+        Cards {
+            count: u8::try_from(self.interfaces.len()).unwrap_or(u8::MAX),
+            wait: self.own.is_some(),
+        }
     }
 
     /// The same network once more.

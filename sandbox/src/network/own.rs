@@ -6,10 +6,14 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hull_netlink::{Change, NetworkError};
 use hull_proto::RESOLVER;
+use hull_vmm::virtio::net::Offloads;
+use rustix::io::Errno;
 use rustix::thread::UnshareFlags;
 
 use super::{Joined, NO_TAP, failed, open_route, spare_interface, tie_to};
@@ -21,13 +25,53 @@ const CARDS: u8 = 2;
 /// What a name server on the loopback may take to be met.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What waits in the namespace.
+/// What waits for interfaces in the namespace.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Own {
-    /// Taps, by name.
-    taps: Vec<String>,
+    taps: Vec<Waiting>,
     /// Why there are no more.
     lacks: String,
+}
+
+/// A tap that gets its interface when there is one to tie it to: most who make such a namespace
+/// leave it empty, and an interface costs the kernel a lot, at its end above all.
+#[derive(Debug, Clone)]
+pub(crate) struct Waiting {
+    tap: Arc<OwnedFd>,
+    /// What its reader takes.
+    offloads: Arc<Mutex<Offloads>>,
+}
+
+impl Waiting {
+    fn open() -> io::Result<(OwnedFd, Self)> {
+        let tap = sys::open_tap()?;
+        let waiting = Self {
+            tap: Arc::new(tap.try_clone()?),
+            offloads: Arc::default(),
+        };
+        Ok((tap, waiting))
+    }
+
+    /// Tells it what its reader takes, now or when it has its interface.
+    pub(crate) fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
+        let mut told = self.told();
+        *told = offloads;
+        match sys::set_offloads(self.tap.as_fd(), offloads) {
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::BADFD) => Ok(()),
+            set => set,
+        }
+    }
+
+    fn plug(&self) -> io::Result<String> {
+        let told = self.told();
+        let name = sys::plug(self.tap.as_fd())?;
+        sys::set_offloads(self.tap.as_fd(), *told)?;
+        Ok(name)
+    }
+
+    fn told(&self) -> MutexGuard<'_, Offloads> {
+        self.offloads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Own {
@@ -41,11 +85,11 @@ impl Own {
             ..Self::default()
         };
         for number in 0..CARDS {
-            match sys::make_tap() {
-                Ok((tap, name)) => {
+            match Waiting::open() {
+                Ok((tap, waiting)) => {
                     joined.taps.push(tap);
                     joined.interfaces.push(spare_interface(number));
-                    own.taps.push(name);
+                    own.taps.push(waiting);
                 }
                 // It may well stay empty: nothing is missing then.
                 Err(error) => {
@@ -69,8 +113,15 @@ impl Own {
             return Err(NetworkError::Refused(why));
         }
         let resolver = resolver().ok();
-        let tied = tie_to(&self.taps, &mut route, found)?;
+        let plugged = self.taps.iter().take(found.len()).map(Waiting::plug);
+        let names: Vec<String> = plugged.collect::<io::Result<_>>().map_err(failed(NO_TAP))?;
+        let tied = tie_to(&names, &mut route, found)?;
         Ok(Joined { resolver, ..tied })
+    }
+
+    /// The taps, one for each card.
+    pub(crate) fn taps(&self) -> &[Waiting] {
+        &self.taps
     }
 }
 

@@ -18,11 +18,16 @@ fn check(result: c_int) -> io::Result<c_int> {
     }
 }
 
-/// Makes a tap in this thread's network namespace, with the header of virtio's cards before each
-/// frame; returns its name, too. It is there until the descriptor is closed.
-pub(crate) fn make_tap() -> io::Result<(OwnedFd, String)> {
+/// Opens a tap without an interface: [`plug`] makes one, in the network namespace that this thread
+/// is in now.
+pub(crate) fn open_tap() -> io::Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let tap = rustix::fs::open("/dev/net/tun", flags, Mode::empty())?;
+    Ok(rustix::fs::open("/dev/net/tun", flags, Mode::empty())?)
+}
+
+/// Gives a tap its interface, with the header of virtio's cards before each frame; returns its
+/// name. It is there until the tap's last descriptor is closed.
+pub(crate) fn plug(tap: BorrowedFd<'_>) -> io::Result<String> {
     let mut request = libc::ifreq {
         ifr_name: [0; libc::IFNAMSIZ],
         ifr_ifru: libc::__c_anonymous_ifr_ifru {
@@ -39,7 +44,14 @@ pub(crate) fn make_tap() -> io::Result<(OwnedFd, String)> {
     check(unsafe { libc::ioctl(descriptor, libc::TUNSETVNETHDRSZ, &raw const HEADER_BYTES) })?;
     let name: Vec<u8> = request.ifr_name.iter().map(|byte| *byte as u8).collect();
     let name = CStr::from_bytes_until_nul(&name).unwrap_or_default();
-    Ok((tap, name.to_string_lossy().into_owned()))
+    Ok(name.to_string_lossy().into_owned())
+}
+
+/// Opens a tap and gives it its interface.
+pub(crate) fn make_tap() -> io::Result<(OwnedFd, String)> {
+    let tap = open_tap()?;
+    let name = plug(tap.as_fd())?;
+    Ok((tap, name))
 }
 
 /// Tells a tap what its reader takes.

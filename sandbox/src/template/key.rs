@@ -15,6 +15,7 @@ use hull_vmm::kvm::{self, KvmError};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::network::Cards;
 use crate::plan::PlannedVm;
 
 /// Version of all that a template holds, whatever else is equal.
@@ -50,6 +51,8 @@ pub(crate) struct Key {
     pub(super) vcpus: u8,
     /// Network cards: each stands among the devices.
     pub(crate) cards: u8,
+    /// They are for what comes when it runs, if it does: no driver has them.
+    pub(crate) cards_wait: bool,
     /// The size of its disk; none if it has no disk.
     pub(super) scratch_bytes: u64,
     /// Its guest has the disk mounted, with nothing on it: for a container's first start.
@@ -131,7 +134,7 @@ impl Key {
     /// The key of a VM on this host, as it is now; `is_first` if its disk has nothing on it yet.
     pub(crate) fn of(
         vm: &PlannedVm,
-        cards: u8,
+        cards: Cards,
         is_first: bool,
         kvm: BorrowedFd<'_>,
     ) -> Result<Self, KeyError> {
@@ -144,7 +147,8 @@ impl Key {
             initrd: FileIdentity::of(&vm.initrd)?,
             cmdline: vm.cmdline.clone(),
             vcpus: vm.vcpus,
-            cards,
+            cards: cards.count,
+            cards_wait: cards.wait,
             scratch_bytes: vm.scratch.as_ref().map_or(0, |scratch| scratch.bytes),
             has_scratch_open: is_first && vm.scratch.is_some(),
             memory_bytes: vm.memory_bytes,
@@ -160,7 +164,7 @@ impl Key {
             (&file.path, file.inode, file.size_bytes).hash(&mut hasher);
             (file.modified, file.changed).hash(&mut hasher);
         }
-        (&self.cmdline, self.vcpus, self.cards).hash(&mut hasher);
+        (&self.cmdline, self.vcpus, self.cards, self.cards_wait).hash(&mut hasher);
         (self.scratch_bytes, self.has_scratch_open).hash(&mut hasher);
         (self.memory_bytes, self.window_bytes).hash(&mut hasher);
         format!("{:016x}", hasher.finish())
@@ -198,6 +202,7 @@ pub(super) fn sample(memory_bytes: u64) -> Key {
         cmdline: "quiet".to_owned(),
         vcpus: 1,
         cards: 0,
+        cards_wait: false,
         scratch_bytes: 0,
         has_scratch_open: false,
         memory_bytes,
@@ -214,7 +219,7 @@ mod tests {
         let key = sample(64 << 20);
         assert!(is_name(&key.name()));
         assert_eq!(key.name(), key.clone().name());
-        let changes: [fn(&mut Key); 11] = [
+        let changes: [fn(&mut Key); 12] = [
             |key| key.epoch += 1,
             |key| key.host.push('x'),
             |key| key.processor += 1,
@@ -223,6 +228,7 @@ mod tests {
             |key| key.cmdline.clear(),
             |key| key.vcpus += 1,
             |key| key.cards += 1,
+            |key| key.cards_wait = true,
             |key| key.scratch_bytes += 1,
             |key| key.has_scratch_open = true,
             |key| key.window_bytes += 1,
