@@ -5,6 +5,7 @@ use std::io::{IsTerminal, Write, stdout};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use hull_sandbox::control::InterfaceStats;
 use hull_sandbox::{CgroupStats, Container, Engine, EngineError, PS_HEADINGS, Status, ps_row};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
@@ -38,6 +39,7 @@ const PERIOD_US: u32 = 100_000;
 struct Sample {
     at: Instant,
     stats: CgroupStats,
+    interfaces: Vec<InterfaceStats>,
 }
 
 /// `hull stats`.
@@ -94,10 +96,14 @@ fn watched(engine: &Engine, args: &StatsArgs) -> anyhow::Result<Vec<Container>> 
 
 /// What a container uses now; nothing if it doesn't run, or can't say, which is told.
 fn sample(container: &Container) -> anyhow::Result<Option<Sample>> {
-    match container.stats() {
-        Ok(stats) => Ok(Some(Sample {
+    let both = container
+        .stats()
+        .and_then(|stats| Ok((stats, container.interfaces()?)));
+    match both {
+        Ok((stats, interfaces)) => Ok(Some(Sample {
             at: Instant::now(),
             stats,
+            interfaces,
         })),
         Err(EngineError::NotRunning(_)) => Ok(None),
         Err(error @ EngineError::Monitor { .. }) => {
@@ -159,6 +165,7 @@ fn numbers(before: Option<&Sample>, now: &Sample, most: u64) -> [String; 6] {
     // What the kernel takes back at once isn't in use.
     let used = memory.usage.saturating_sub(memory.stat.inactive_file);
     let limit = memory.limit.unwrap_or(most).min(most);
+    let sum = |bytes: fn(&InterfaceStats) -> u64| now.interfaces.iter().map(bytes).sum();
     let (mut read, mut written) = (0_u64, 0_u64);
     for device in &now.stats.io {
         read = read.saturating_add(device.rbytes);
@@ -168,8 +175,11 @@ fn numbers(before: Option<&Sample>, now: &Sample, most: u64) -> [String; 6] {
         format!("{share:.2}%"),
         format!("{} / {}", binary(used), binary(limit)),
         format!("{:.2}%", used as f64 * 100.0 / limit.max(1) as f64),
-        // Whoever made the network namespace counts there.
-        "--".to_owned(),
+        format!(
+            "{} / {}",
+            format::size(sum(|card| card.rx_bytes)),
+            format::size(sum(|card| card.tx_bytes))
+        ),
         format!("{} / {}", format::size(read), format::size(written)),
         now.stats.pids.current.to_string(),
     ]
@@ -284,13 +294,26 @@ mod tests {
             stats.memory.usage = 96 << 20;
             stats.memory.stat.inactive_file = 32 << 20;
             stats.pids.current = 3;
+            let card = InterfaceStats {
+                rx_bytes: 1000,
+                tx_bytes: 600,
+                ..InterfaceStats::default()
+            };
             Sample {
                 at: at + Duration::from_secs(seconds),
                 stats,
+                interfaces: vec![card.clone(), card],
             }
         };
         let (before, now) = (sample(0, 500), sample(2, 1_000_500));
-        let shown = ["50.00%", "64MiB / 128MiB", "50.00%", "--", "0B / 0B", "3"];
+        let shown = [
+            "50.00%",
+            "64MiB / 128MiB",
+            "50.00%",
+            "2kB / 1.2kB",
+            "0B / 0B",
+            "3",
+        ];
         assert_eq!(numbers(Some(&before), &now, 128 << 20), shown);
         assert_eq!(numbers(None, &now, 128 << 20)[0], "0.00%");
     }

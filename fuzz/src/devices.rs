@@ -123,6 +123,7 @@ pub(crate) fn net(data: &[u8]) {
     let tap = Tap {
         device,
         set_offloads: Box::new(|_, _| Ok(())),
+        traffic: Arc::default(),
     };
     let spec = NetSpec {
         mac: [2; 6],

@@ -177,6 +177,27 @@ pub struct Report {
     /// Requests that the guest has made of its shares.
     #[serde(default)]
     pub fs_requests: u64,
+    /// What has gone over its VM's cards.
+    #[serde(default)]
+    pub interfaces: Vec<InterfaceStats>,
+}
+
+/// What has gone over a card, as its monitor counts it: received is what the guest got. No frame
+/// is broken on this wire.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+#[expect(
+    missing_docs,
+    reason = "the kernel's names, of its interfaces' statistics"
+)]
+pub struct InterfaceStats {
+    pub name: String,
+    pub rx_bytes: u64,
+    pub rx_packets: u64,
+    pub rx_dropped: u64,
+    pub tx_bytes: u64,
+    pub tx_packets: u64,
+    pub tx_dropped: u64,
 }
 
 /// When a start passed each of its stages, in nanoseconds of the host's `CLOCK_MONOTONIC`.

@@ -8,7 +8,7 @@ use oci_spec::runtime::LinuxResources;
 
 use crate::cgroup;
 use crate::container::Container;
-use crate::control::{ControlError, Reply, Request};
+use crate::control::{ControlError, InterfaceStats, Reply, Request};
 use crate::engine::EngineError;
 use crate::plan;
 
@@ -23,6 +23,18 @@ impl Container {
     pub fn stats(&self) -> Result<CgroupStats, EngineError> {
         match self.question("read the statistics of", Request::Stats)? {
             Reply::Stats(stats) => Ok(*stats),
+            _ => Err(self.out_of_place("read the statistics of")),
+        }
+    }
+
+    /// What has gone over the cards of its VM, by the interfaces that they are tied to: none of a
+    /// pod's container but the sandbox's own.
+    ///
+    /// # Errors
+    /// If it doesn't run.
+    pub fn interfaces(&self) -> Result<Vec<InterfaceStats>, EngineError> {
+        match self.question("read the statistics of", Request::Inspect)? {
+            Reply::Inspect(report) => Ok(report.interfaces),
             _ => Err(self.out_of_place("read the statistics of")),
         }
     }

@@ -203,6 +203,7 @@ fn hull(plan: &Plan, status: &Status, monitor: &Value, directory: &Value) -> Val
         "Jail": monitor["jail"],
         "StartMarks": monitor["marks"],
         "ShareRequests": monitor["fs_requests"],
+        "Interfaces": monitor["interfaces"],
         "Root": root,
         "StateDirectory": directory,
     })

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use hull_vmm::machine::{MachineState, Moment, SaveError};
 use hull_vmm::memory::{MemoryImage, WorkingSet};
 
+use crate::control::InterfaceStats;
 use crate::network::JoinError;
 use crate::rootfs::SharedDirectory;
 
@@ -34,6 +35,10 @@ pub(super) trait Guest {
     /// Requests that it has made of its shares.
     fn fs_requests(&self) -> u64 {
         0
+    }
+    /// What has gone over each of its cards.
+    fn traffic(&self) -> Vec<InterfaceStats> {
+        Vec::new()
     }
     /// Ties it to the network that has come since it was built, if one was to come: what its
     /// agent is to be asked for.

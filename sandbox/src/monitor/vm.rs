@@ -19,10 +19,11 @@ use hull_vmm::spec::{
     BlockSpec, DeviceSpec, FsSpec, MemoryBacking, MemorySpec, NetSpec, SpecError, VmSpec, VsockSpec,
 };
 use hull_vmm::virtio::fs::{CachePolicy, FsExport, FsLimits, FsStats};
-use hull_vmm::virtio::net::{SetOffloads, Tap};
+use hull_vmm::virtio::net::{SetOffloads, Tap, Traffic};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::console::{BootLog, Tail};
+use crate::control::InterfaceStats;
 use crate::network::{JoinError, Joined};
 use crate::plan::PlannedVm;
 use crate::rootfs::SharedDirectory;
@@ -103,6 +104,8 @@ pub(super) struct Vm {
     dial: Sender<UnixStream>,
     /// What the guest is to know of its cards, and what ties them to the host's interfaces.
     network: Joined,
+    /// What goes over each card.
+    traffic: Vec<Arc<Traffic>>,
     /// Where its network will be found, if it comes later.
     view: Option<View>,
     /// Who asks for the name server of that.
@@ -167,6 +170,7 @@ fn taps(network: &mut Joined) -> Vec<Tap> {
     let tap = |(number, device)| Tap {
         device,
         set_offloads: set_offloads(number),
+        traffic: Arc::default(),
     };
     network.taps.drain(..).enumerate().map(tap).collect()
 }
@@ -182,6 +186,8 @@ impl Vm {
         let console = opened.console.tail();
         let exports = opened.shares.into_iter().map(export);
         let mut network = opened.network;
+        let taps = taps(&mut network);
+        let traffic = taps.iter().map(|tap| Arc::clone(&tap.traffic)).collect();
         let mut host = Host {
             kvm: opened.kvm,
             kernel: None,
@@ -191,7 +197,7 @@ impl Vm {
             console: Box::new(opened.console),
             console_input: None,
             blocks: opened.scratch.into_iter().collect(),
-            taps: taps(&mut network),
+            taps,
             fs_exports: exports.collect(),
             fs_limits: FsLimits::default(),
             vsock_ports: BTreeMap::from([(CONTROL_PORT, dial.clone())]),
@@ -228,6 +234,7 @@ impl Vm {
             console,
             dial,
             network,
+            traffic,
             view: None,
             asking,
         };
@@ -329,6 +336,24 @@ impl Guest for Vm {
         self.machine.fs_stats().map_or(0, FsStats::total)
     }
 
+    fn traffic(&self) -> Vec<InterfaceStats> {
+        // Cards that still wait are nobody's.
+        let cards = self.interfaces().iter().zip(&self.traffic);
+        let of = |(interface, traffic): (&Interface, &Arc<Traffic>)| {
+            let (received, sent) = (traffic.received.count(), traffic.sent.count());
+            InterfaceStats {
+                name: interface.name.clone(),
+                rx_bytes: received.bytes,
+                rx_packets: received.frames,
+                rx_dropped: received.lost,
+                tx_bytes: sent.bytes,
+                tx_packets: sent.frames,
+                tx_dropped: sent.lost,
+            }
+        };
+        cards.map(of).collect()
+    }
+
     fn find_network(&mut self) -> Option<Result<Request, JoinError>> {
         let (own, view) = (self.network.own.clone()?, self.view.clone()?);
         let tied = match view.tie_network(own) {
@@ -346,6 +371,8 @@ impl Guest for Vm {
             forward::answer(server, asking, move || view.reach_resolver());
         }
         let interfaces = tied.interfaces;
+        self.network.interfaces.clone_from(&interfaces);
+        self.network.own = None;
         Some(Ok(Request::Network {
             interfaces,
             resolver,

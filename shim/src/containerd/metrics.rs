@@ -1,12 +1,13 @@
 //! Statistics in containerd's form: cgroup v2's own numbers, of the container's cgroup in its
-//! guest.
+//! guest, and its VM's cards as they are counted on the host.
 
 use containerd_shim_protos::cgroups_v2::metrics::{
-    CPUStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PidsStat,
+    CPUStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, NetworkStat, PidsStat,
 };
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message, MessageField};
 use hull_sandbox::CgroupStats;
+use hull_sandbox::control::InterfaceStats;
 use serde_json::{Value, json};
 
 /// The message's name.
@@ -46,7 +47,7 @@ fn add(sum: &mut Value, other: &Value) {
 }
 
 /// A message with these numbers.
-pub(crate) fn of(stats: &CgroupStats) -> Any {
+pub(crate) fn of(stats: &CgroupStats, interfaces: &[InterfaceStats]) -> Any {
     let (cpu, events) = (&stats.cpu, &stats.memory_events);
     let metrics = Metrics {
         pids: MessageField::some(PidsStat {
@@ -73,6 +74,7 @@ pub(crate) fn of(stats: &CgroupStats) -> Any {
             ..MemoryEvents::default()
         }),
         io: MessageField::some(io(stats)),
+        network: interfaces.iter().map(network).collect(),
         ..Metrics::default()
     };
     Any {
@@ -128,6 +130,19 @@ fn memory(stats: &CgroupStats) -> MemoryStat {
         swap_limit: memory.swap_limit.unwrap_or(NO_LIMIT),
         swap_max_usage: memory.swap_peak,
         ..MemoryStat::default()
+    }
+}
+
+fn network(interface: &InterfaceStats) -> NetworkStat {
+    NetworkStat {
+        name: interface.name.clone(),
+        rx_bytes: interface.rx_bytes,
+        rx_packets: interface.rx_packets,
+        rx_dropped: interface.rx_dropped,
+        tx_bytes: interface.tx_bytes,
+        tx_packets: interface.tx_packets,
+        tx_dropped: interface.tx_dropped,
+        ..NetworkStat::default()
     }
 }
 

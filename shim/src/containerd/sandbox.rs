@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use containerd_shim_protos::sandbox_api::CreateSandboxRequest;
+use hull_sandbox::control::InterfaceStats;
 use hull_sandbox::{BundleRequest, CgroupStats, Container};
 use hull_shim::{bundle, lifecycle};
 use oci_spec::runtime::Spec;
@@ -175,6 +176,12 @@ impl Sandbox {
     pub(crate) fn stats(&self) -> Answer<CgroupStats> {
         let read = self.container.stats();
         read.map_err(|error| Fault::of_engine("cannot reach the sandbox's guest", error))
+    }
+
+    /// What has gone over its VM's cards.
+    pub(crate) fn interfaces(&self) -> Answer<Vec<InterfaceStats>> {
+        let read = self.container.interfaces();
+        read.map_err(|error| Fault::of_engine("cannot reach the sandbox's monitor", error))
     }
 
     /// Bytes that its guest has.

@@ -162,7 +162,7 @@ impl Calls for Service {
         let metrics = response.metrics.mut_or_insert_default();
         metrics.timestamp = MessageField::some(SystemTime::now().into());
         metrics.id = request.sandbox_id;
-        metrics.data = MessageField::some(metrics::of(&total));
+        metrics.data = MessageField::some(metrics::of(&total, &sandbox.interfaces()?));
         Ok(response)
     }
 }

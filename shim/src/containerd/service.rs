@@ -282,9 +282,10 @@ impl Calls for Service {
     }
 
     fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> Result<StatsResponse> {
-        let stats = self.task(&request.id)?.stats()?;
+        let task = self.task(&request.id)?;
+        let (stats, interfaces) = (task.stats()?, task.interfaces()?);
         Ok(StatsResponse {
-            stats: MessageField::some(metrics::of(&stats)),
+            stats: MessageField::some(metrics::of(&stats, &interfaces)),
             ..StatsResponse::default()
         })
     }

@@ -13,6 +13,7 @@ use containerd_shim_protos::events::task::{
 };
 use containerd_shim_protos::topics;
 use hull_proto::{ExitStatus, Frame};
+use hull_sandbox::control::InterfaceStats;
 use hull_sandbox::{
     CgroupStats, Container, Engine, EngineError, FailureClass, ProcessStream, Status, Stdio, carry,
 };
@@ -426,6 +427,12 @@ impl Task {
     /// What it has used and may use, in its guest.
     pub(crate) fn stats(&self) -> Answer<CgroupStats> {
         let read = self.container.stats();
+        read.map_err(|error| Fault::of_engine("cannot read the statistics", error))
+    }
+
+    /// What has gone over its VM's cards.
+    pub(crate) fn interfaces(&self) -> Answer<Vec<InterfaceStats>> {
+        let read = self.container.interfaces();
         read.map_err(|error| Fault::of_engine("cannot read the statistics", error))
     }
 

@@ -6,7 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use hull_sandbox::{CgroupStats, Engine, EngineError, PS_HEADINGS, Status, ps_row};
+use hull_sandbox::control::InterfaceStats;
+use hull_sandbox::{CgroupStats, Container, Engine, EngineError, PS_HEADINGS, Status, ps_row};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
@@ -23,7 +24,7 @@ pub(crate) fn events(engine: &Engine, args: &EventsArgs, log: &Log) -> anyhow::R
         bail!("container with id {} is not running", args.id);
     }
     if args.stats {
-        say("stats", &args.id, Some(&data(&container.stats()?)))?;
+        say("stats", &args.id, Some(&statistics(&container)?))?;
         return Ok(0);
     }
     let watched = manage::find(engine, &args.id)?;
@@ -42,8 +43,8 @@ pub(crate) fn events(engine: &Engine, args: &EventsArgs, log: &Log) -> anyhow::R
         match news.recv_timeout(interval) {
             Ok(()) => say("oom", &args.id, None)?,
             Err(RecvTimeoutError::Disconnected) => return Ok(0),
-            Err(RecvTimeoutError::Timeout) => match container.stats() {
-                Ok(stats) => say("stats", &args.id, Some(&data(&stats)))?,
+            Err(RecvTimeoutError::Timeout) => match statistics(&container) {
+                Ok(data) => say("stats", &args.id, Some(&data))?,
                 Err(EngineError::NotRunning(_)) => return Ok(0),
                 // One that is paused goes on.
                 Err(error) => log.warn(&error.into()),
@@ -70,9 +71,13 @@ fn say(kind: &str, id: &str, data: Option<&Value>) -> anyhow::Result<()> {
     writeln!(stdout(), "{event}").context("cannot write the output")
 }
 
+fn statistics(container: &Container) -> Result<Value, EngineError> {
+    Ok(data(&container.stats()?, &container.interfaces()?))
+}
+
 /// Statistics as runc prints those of cgroup v2: times in nanoseconds, no limit as the largest
 /// number (of processes: 0), swap as memory and swap together.
-fn data(stats: &CgroupStats) -> Value {
+fn data(stats: &CgroupStats, interfaces: &[InterfaceStats]) -> Value {
     let (cpu, memory) = (&stats.cpu, &stats.memory);
     let limit = memory.limit.unwrap_or(u64::MAX);
     let swap_limit = match (memory.swap_limit, memory.limit) {
@@ -88,6 +93,13 @@ fn data(stats: &CgroupStats) -> Value {
         };
         stats.io.iter().flat_map(of).collect::<Vec<Value>>()
     };
+    let interfaces = interfaces.iter().map(|interface| {
+        let mut shown = json!(interface);
+        // A card of a VM's has none.
+        (shown["RxErrors"], shown["TxErrors"]) = (json!(0), json!(0));
+        shown
+    });
+    let interfaces: Vec<Value> = interfaces.collect();
     json!({
         "cpu": {
             "usage": {
@@ -123,7 +135,7 @@ fn data(stats: &CgroupStats) -> Value {
         },
         "hugetlb": {},
         "intel_rdt": {},
-        "network_interfaces": null,
+        "network_interfaces": if interfaces.is_empty() { Value::Null } else { interfaces.into() },
     })
 }
 
@@ -175,7 +187,18 @@ mod tests {
             rbytes: 3,
             ..Default::default()
         }];
-        let data = data(&stats);
+        let card = InterfaceStats {
+            name: "eth0".to_owned(),
+            rx_bytes: 3,
+            ..InterfaceStats::default()
+        };
+        let data = data(&stats, &[card]);
+        let shown = &data["network_interfaces"][0];
+        assert_eq!(
+            (&shown["Name"], &shown["RxBytes"]),
+            (&json!("eth0"), &json!(3))
+        );
+        assert_eq!(shown["TxErrors"], 0);
         assert_eq!(data["cpu"]["usage"]["total"], 5000);
         assert_eq!(data["memory"]["usage"]["limit"], u64::MAX);
         assert_eq!(data["memory"]["swap"]["usage"], 7);

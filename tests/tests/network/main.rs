@@ -132,6 +132,7 @@ fn packets_of_every_kind_pass_both_ways_and_are_counted_alike() {
         .join()
         .unwrap();
     assert!(fetched.ends_with("from-the-guest\n"), "{fetched}");
+    let (name, monitors) = counted(&hull);
     guest.write("\n");
     guest.await_stdout("### end");
     let hosts = ["rx_bytes", "tx_bytes"].map(|name| {
@@ -147,14 +148,34 @@ fn packets_of_every_kind_pass_both_ways_and_are_counted_alike() {
         .lines()
         .map(|line| line.parse().unwrap())
         .collect();
-    for (guest, host) in guests.iter().zip(hosts) {
-        let most = i64::try_from(PAYLOAD_BYTES).unwrap() / 50;
+    let most = i64::try_from(PAYLOAD_BYTES).unwrap() / 50;
+    for ((guest, host), monitor) in guests.iter().zip(hosts).zip(monitors) {
         assert!(*guest > PAYLOAD_BYTES as i64, "{guests:?}");
         assert!(
-            (guest - host).abs() < most,
-            "{guests:?}, the host's {hosts:?}"
+            (guest - host).abs() < most && (guest - monitor).abs() < most,
+            "{guests:?}, the host's {hosts:?}, the monitor's {monitors:?}"
         );
     }
+    assert_eq!(name, "eth0");
+}
+
+/// The interface of the only container and the bytes that went over it, received and sent, as its
+/// monitor has counted; and statistics that tell of both.
+fn counted(hull: &Hull) -> (String, [i64; 2]) {
+    let id = hull.cmd(["ps", "-q"]).output().ok();
+    let inspect = ["inspect", "-f", "{{json .Hull.Interfaces}}", id.trim()];
+    let seen = hull.cmd(inspect).output().ok();
+    let seen: serde_json::Value = serde_json::from_str(&seen).unwrap();
+    let stats = ["stats", "--no-stream", "--format", "{{.NetIO}}", id.trim()];
+    let shown = hull.cmd(stats).output().ok();
+    let (received, sent) = shown.trim().split_once(" / ").unwrap();
+    assert!(
+        received.ends_with("MB") && sent.ends_with("MB"),
+        "{shown:?} of {seen}"
+    );
+    let number = |key: &str| seen[0][key].as_i64().unwrap();
+    let name = seen[0]["Name"].as_str().unwrap().to_owned();
+    (name, [number("RxBytes"), number("TxBytes")])
 }
 
 #[test]

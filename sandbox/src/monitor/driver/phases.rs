@@ -94,6 +94,7 @@ impl Driver<'_> {
             jail: self.jail.clone(),
             marks: self.marks,
             fs_requests: self.guest.fs_requests(),
+            interfaces: self.guest.traffic(),
         }
     }
 

@@ -5,8 +5,11 @@
 //! needs them done, so that a frame may be 64 KiB on any MTU. A frame that the guest has no room
 //! for waits, and with it the tap; one that the host doesn't take is lost, as on any wire.
 
+mod traffic;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
@@ -18,6 +21,8 @@ use super::device::{
 };
 use super::queue::{Chain, Queue};
 use crate::spec::NetSpec;
+
+pub use traffic::{Count, Flow, Traffic};
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
@@ -84,6 +89,8 @@ pub struct Tap {
     pub device: OwnedFd,
     /// How it is told what the guest takes.
     pub set_offloads: SetOffloads,
+    /// Where what goes over it is counted.
+    pub traffic: Arc<Traffic>,
 }
 
 /// The device.
@@ -175,9 +182,11 @@ impl Net {
         let length = std::mem::take(&mut self.waiting);
         // One that doesn't fit into all that the guest can ever give is as good as lost.
         if room < length {
+            self.tap.traffic.received.lose();
             return Ok(true);
         }
         self.fill(length, queue)?;
+        self.tap.traffic.received.pass(length - HEADER_BYTES);
         Ok(true)
     }
 
@@ -217,8 +226,17 @@ impl Net {
             }
             let frame = self.outbound.get_mut(..length).unwrap_or_default();
             chain.read_at(0, frame)?;
-            // What the host doesn't take is lost: a bad header, or an interface that is down.
-            while let Err(Errno::INTR) = rustix::io::write(&self.tap.device, frame) {}
+            let written = loop {
+                match rustix::io::write(&self.tap.device, &*frame) {
+                    Err(Errno::INTR) => {}
+                    written => break written,
+                }
+            };
+            match written {
+                Ok(_) => self.tap.traffic.sent.pass(length - HEADER_BYTES),
+                // What the host doesn't take is lost: a bad header, or an interface that is down.
+                Err(_) => self.tap.traffic.sent.lose(),
+            }
             queue.complete(&chain, 0)?;
         }
         Ok(())

@@ -33,6 +33,7 @@ fn card(tap: OwnedFd) -> Net {
     let tap = Tap {
         device: tap,
         set_offloads,
+        traffic: Arc::default(),
     };
     Net::new(SPEC, tap).unwrap()
 }
@@ -40,6 +41,20 @@ fn card(tap: OwnedFd) -> Net {
 fn bench() -> (Bench<Net>, OwnedFd) {
     let (tap, host) = wire();
     (Bench::new(card(tap)), host)
+}
+
+/// Bytes, frames and losses by now, to the guest and from it.
+fn counts(bench: &Bench<Net>) -> ([u64; 3], [u64; 3]) {
+    let Traffic { received, sent } = &*bench.device.tap.traffic;
+    let of = |flow: &Flow| {
+        let Count {
+            bytes,
+            frames,
+            lost,
+        } = flow.count();
+        [bytes, frames, lost]
+    };
+    (of(received), of(sent))
 }
 
 fn frame(length: usize) -> Vec<u8> {
@@ -83,6 +98,8 @@ fn a_frame_of_the_guest_reaches_the_tap_in_one_piece() {
         assert_eq!(bench.guest[TRANSMIT].pop_used().unwrap().length, 0);
         assert_eq!(bench.irq.take(TRANSMIT), 1);
     }
+    let bytes = [0, 48, 1400, MAX_FRAME_BYTES as u64 - 12];
+    assert_eq!(counts(&bench), ([0; 3], [bytes.iter().sum(), 4, 0]));
 }
 
 #[test]
@@ -128,6 +145,7 @@ fn a_frame_that_never_fits_is_lost_and_the_next_one_comes_through() {
     event(&mut bench);
     assert_eq!(received(&mut bench, 2), frame(32));
     assert_eq!(bench.guest[RECEIVE].pop_used(), None);
+    assert_eq!(counts(&bench), ([20, 1, 1], [0; 3]));
 }
 
 #[test]
@@ -167,6 +185,7 @@ fn a_tap_that_goes_away_leaves_a_card_that_is_quiet() {
     assert!(bench.wakers.watched().is_empty());
     let used = bench.round_trip(TRANSMIT, &[Part::Read(frame(100))]);
     assert_eq!(used.length, 0);
+    assert_eq!(counts(&bench), ([0; 3], [0, 0, 1]));
 }
 
 #[test]
@@ -193,6 +212,7 @@ fn the_tap_is_told_what_the_guest_takes() {
             record.lock().unwrap().push(offloads);
             Ok(())
         }),
+        traffic: Arc::default(),
     };
     let mut bench = Bench::new(Net::new(SPEC, tap).unwrap());
     bench.device.reset();
