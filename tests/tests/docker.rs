@@ -197,6 +197,13 @@ fn containers_are_on_dockers_networks() {
         docker.docker(&[&none[..], &ls].concat()).output().ok(),
         "lo\n"
     );
+    // On the host a container is its monitor.
+    let top = docker.docker(&["top", "web"]).output().ok();
+    let lines: Vec<&str> = top.lines().collect();
+    assert!(
+        lines.len() == 2 && lines[1].contains("hull-monitor"),
+        "{top}"
+    );
     docker.docker(&["rm", "-f", "web"]).output().ok();
     docker.end();
 }

@@ -139,20 +139,21 @@ fn data(stats: &CgroupStats, interfaces: &[InterfaceStats]) -> Value {
     })
 }
 
-/// Lists the container's processes, by their ids in its guest.
+/// Lists the container's processes: as a table those in its guest, by their ids there; as JSON, for
+/// engines, which look for ids on the host, the one that it has there.
 pub(crate) fn ps(engine: &Engine, args: &PsArgs) -> anyhow::Result<u8> {
     let container = manage::find(engine, &args.id)?;
-    let processes = match container.processes() {
-        Err(EngineError::NotRunning(_)) => bail!("container not running"),
-        processes => processes?,
-    };
     let mut out = stdout().lock();
     match args.format.as_str() {
-        "json" => {
-            let pids: Vec<u32> = processes.iter().map(|process| process.pid).collect();
-            writeln!(out, "{}", json!(pids))?;
-        }
+        "json" => match container.status()? {
+            Status::Running(running) => writeln!(out, "{}", json!([running.monitor_pid]))?,
+            _ => bail!("container not running"),
+        },
         "table" => {
+            let processes = match container.processes() {
+                Err(EngineError::NotRunning(_)) => bail!("container not running"),
+                processes => processes?,
+            };
             let now = Timestamp::now();
             writeln!(out, "{}", line(PS_HEADINGS))?;
             for process in &processes {
