@@ -28,6 +28,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::daemon::socket;
+use crate::kills::{SHIM, kill};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -206,6 +207,24 @@ fn a_bad_bundle_is_refused_with_the_reason() {
     );
     shut_down(&client, &bundle, "bad");
     assert_eq!(heard.try_iter().count(), 0);
+}
+
+#[test]
+fn delete_clears_the_socket_of_a_shim_that_died_before_anybody_called_it() {
+    let Some(hull) = Hull::new() else { return };
+    let bundle = Bundle::new(&hull, "uncalled");
+    // What starts it may have been killed, too, before it could say where it listens.
+    for is_said in [true, false] {
+        bundle.shim(&["start"]).output().ok();
+        kill(SHIM, "uncalled");
+        assert!(bundle.socket().exists());
+        if !is_said {
+            fs::remove_file(bundle.path.join("address")).unwrap();
+        }
+        let delete = ["-bundle", bundle.path.to_str().unwrap(), "delete"];
+        assert_eq!(bundle.shim(&delete).output().code, 0);
+        assert!(!bundle.socket().exists(), "said: {is_said}");
+    }
 }
 
 /// Starts a shim by a message on stdin.

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::daemon::{Daemon, exit_of};
 
-const SHIM: &str = "containerd-shim-hull-v2";
+pub(crate) const SHIM: &str = "containerd-shim-hull-v2";
 const MONITOR: &str = "hull-monitor";
 const FOREVER: &str = "trap 'exit 3' TERM; while :; do sleep 0.1; done";
 /// How long a process may take to appear.
@@ -34,7 +34,7 @@ fn processes(program: &str, id: &str) -> Vec<Pid> {
     ours.filter_map(Pid::from_raw).collect()
 }
 
-fn kill(program: &str, id: &str) {
+pub(crate) fn kill(program: &str, id: &str) {
     kill_process(appeared(program, id), Signal::KILL).unwrap();
 }
 
