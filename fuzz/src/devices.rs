@@ -1,8 +1,9 @@
 //! Rings and devices, against a driver that does as the input says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::unix::fs::symlink;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
@@ -15,6 +16,7 @@ use hull_vmm::testing::{Bench, FakeIrq, GuestQueue, Part, guest_ram};
 use hull_vmm::virtio::block::Block;
 use hull_vmm::virtio::console::Console;
 use hull_vmm::virtio::fs::{CachePolicy, Fs, FsExport, FsLimits};
+use hull_vmm::virtio::mem::{Blocks, Mem, Region};
 use hull_vmm::virtio::net::{Net, Tap};
 use hull_vmm::virtio::transport::{Board, Slot};
 use hull_vmm::virtio::vsock::Vsock;
@@ -60,7 +62,7 @@ pub(crate) fn registers(data: &[u8]) {
     let device = Block::new(file, &disk(false)).unwrap();
     let outcome = Arc::new(Outcome::new().unwrap());
     let board = Board {
-        memory,
+        memory: memory.into(),
         window: None,
         outcome,
     };
@@ -97,6 +99,42 @@ pub(crate) fn block(data: &[u8]) {
     file.set_len(64 << 10).unwrap();
     let device = Block::new(file, &disk(input.byte() & 1 != 0)).unwrap();
     play(&mut Bench::new(device), input, |_| true);
+}
+
+/// Memory of 64 blocks, of which some are asked for.
+pub(crate) fn mem(data: &[u8]) {
+    let region = Region {
+        address: 4 << 30,
+        length: 128 << 20,
+        block_bytes: 2 << 20,
+    };
+    let plugged: Arc<Mutex<BTreeSet<usize>>> = Arc::default();
+    let mut input = Input(data);
+    let device = Mem::new(region, Box::new(Plugged(Arc::clone(&plugged)))).unwrap();
+    let extent = device.extent();
+    let most = extent.request(u64::from(input.byte()) << 20);
+    play(&mut Bench::new(device), input, |_| true);
+    let plugged = plugged.lock().unwrap().len() as u64 * region.block_bytes;
+    assert_eq!(extent.plugged(), plugged);
+    assert!(plugged <= most);
+}
+
+/// Blocks that come and go once each.
+struct Plugged(Arc<Mutex<BTreeSet<usize>>>);
+
+impl Blocks for Plugged {
+    fn plug(&mut self, blocks: Range<usize>) -> io::Result<()> {
+        let mut plugged = self.0.lock().unwrap();
+        assert!(blocks.end <= 64);
+        assert!(blocks.into_iter().all(|block| plugged.insert(block)));
+        Ok(())
+    }
+
+    fn unplug(&mut self, blocks: Range<usize>) -> io::Result<()> {
+        let mut plugged = self.0.lock().unwrap();
+        assert!(blocks.into_iter().all(|block| plugged.remove(&block)));
+        Ok(())
+    }
 }
 
 pub(crate) fn console(data: &[u8]) {

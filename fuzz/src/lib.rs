@@ -36,6 +36,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("net", devices::net),
     ("vsock", devices::vsock),
     ("fs", devices::fs),
+    ("mem", devices::mem),
     ("layer", images::layer),
     ("document", images::document),
     ("reference", images::reference),

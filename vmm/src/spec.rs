@@ -24,6 +24,11 @@ pub const MAX_BLOCK_SERIAL_BYTES: usize = 20;
 /// The lowest CID a guest may have; those below are the protocol's own (virtio 1.3 §5.10.4).
 pub const MIN_GUEST_CID: u64 = 3;
 
+/// What a memory device's size is a multiple of: Linux adds memory in units as large, on x86-64.
+pub const MEM_UNIT_BYTES: u64 = 128 << 20;
+/// The most blocks of a memory device: each is a slot of KVM's, of which there are 32764.
+const MAX_MEM_BLOCKS: u64 = 8192;
+
 /// The smallest MTU (virtio 1.3 §5.1.4.1).
 pub const MIN_MTU: u16 = 68;
 
@@ -88,6 +93,8 @@ pub enum DeviceSpec {
     Balloon,
     /// Randomness.
     Rng,
+    /// Memory that comes and goes while the guest runs.
+    Mem(MemSpec),
 }
 
 /// An fs device.
@@ -135,6 +142,24 @@ pub struct BlockSpec {
     pub durable: bool,
 }
 
+/// A memory device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemSpec {
+    /// The most that the guest can be given beyond its RAM, in bytes: a multiple of
+    /// [`MEM_UNIT_BYTES`].
+    pub region_bytes: u64,
+}
+
+impl MemSpec {
+    /// The bytes that come and go at once: 2 MiB, more where that would make too many blocks.
+    #[must_use]
+    pub fn block_bytes(&self) -> u64 {
+        let least = self.region_bytes.div_ceil(MAX_MEM_BLOCKS).max(2 << 20);
+        least.next_power_of_two()
+    }
+}
+
 /// Why a spec can't be built.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SpecError {
@@ -176,6 +201,12 @@ pub enum SpecError {
     /// An MTU too small.
     #[error("network card with an MTU of {0}: at least {MIN_MTU} is possible")]
     Mtu(u16),
+    /// A memory device for nothing, too much, or no multiple of 128 MiB.
+    #[error(
+        "memory device of {0} bytes: possible are multiples of {min} MiB up to {max} GiB",
+        min = MEM_UNIT_BYTES >> 20, max = MAX_MEMORY_BYTES >> 30
+    )]
+    Mem(u64),
     /// A block serial too long.
     #[error("block serial {0:?} is longer than {MAX_BLOCK_SERIAL_BYTES} bytes")]
     BlockSerial(String),
@@ -216,6 +247,7 @@ impl DeviceSpec {
             Self::Block(_) => (4, "block", true),
             Self::Balloon => (5, "balloon", false),
             Self::Rng => (6, "rng", false),
+            Self::Mem(_) => (7, "mem", false),
         }
     }
 
@@ -246,6 +278,13 @@ impl DeviceSpec {
             Self::Block(block) => {
                 if block.serial.len() > MAX_BLOCK_SERIAL_BYTES {
                     return Err(SpecError::BlockSerial(block.serial.clone()));
+                }
+            }
+            Self::Mem(mem) => {
+                let bytes = mem.region_bytes;
+                if !bytes.is_multiple_of(MEM_UNIT_BYTES) || !(1..=MAX_MEMORY_BYTES).contains(&bytes)
+                {
+                    return Err(SpecError::Mem(bytes));
                 }
             }
             Self::Console | Self::Balloon | Self::Rng => {}
@@ -330,6 +369,9 @@ mod tests {
                 }),
                 DeviceSpec::Balloon,
                 DeviceSpec::Rng,
+                DeviceSpec::Mem(MemSpec {
+                    region_bytes: 1 << 30,
+                }),
             ],
             debug_serial: false,
         }
@@ -350,6 +392,16 @@ mod tests {
         let json = serde_json::to_string(&spec()).unwrap();
         assert_eq!(serde_json::from_str::<VmSpec>(&json).unwrap(), spec());
         assert_eq!(spec().validate().unwrap().into_spec(), spec());
+    }
+
+    #[test]
+    fn blocks_are_small_and_not_too_many() {
+        for (gib, mib) in [(1, 2), (16, 2), (17, 4), (1024, 128)] {
+            let mem = MemSpec {
+                region_bytes: gib << 30,
+            };
+            assert_eq!(mem.block_bytes() >> 20, mib);
+        }
     }
 
     #[test]
@@ -374,9 +426,16 @@ mod tests {
             SpecError::Order("fs", "vsock")
         );
         assert_eq!(
-            broken(|s| s.devices.push(DeviceSpec::Rng)),
+            broken(|s| s.devices.insert(s.devices.len() - 1, DeviceSpec::Rng)),
             SpecError::Twice("rng")
         );
+        for region_bytes in [0, 2 << 20, (1 << 40) + (128 << 20)] {
+            let mem = DeviceSpec::Mem(MemSpec { region_bytes });
+            assert_eq!(
+                broken(|s| *s.devices.last_mut().unwrap() = mem),
+                SpecError::Mem(region_bytes)
+            );
+        }
         assert_eq!(
             broken(|s| s.devices[1] = DeviceSpec::Vsock(VsockSpec { guest_cid: 2 })),
             SpecError::GuestCid(2)

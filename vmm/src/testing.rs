@@ -423,7 +423,6 @@ impl<D: VirtioDevice> Bench<D> {
         let features = device.features();
         let activation = Activation {
             features,
-            memory: Arc::clone(&memory),
             wakers: watching,
         };
         device.activate(activation).unwrap();

@@ -8,6 +8,7 @@
     reason = "memory slots and borrowed descriptors handed to KVM"
 )]
 
+mod blocks;
 pub mod cpuid;
 pub mod state;
 pub mod vcpu;
@@ -23,7 +24,9 @@ use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
 use vm_memory::{Address, GuestMemory, GuestMemoryRegion, MemoryRegionAddress};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::memory::{GuestRam, Window};
+pub use self::blocks::MemoryBlocks;
+use crate::memory::{ChangingRam, Window, now};
+use crate::virtio::mem::Region;
 
 /// The version of KVM's interface, the same since 2007.
 const API_VERSION: i32 = 12;
@@ -63,10 +66,12 @@ fn refused(what: &'static str) -> impl FnOnce(vmm_sys_util::errno::Error) -> Kvm
 
 /// A virtual machine in KVM, its guest RAM mapped in.
 pub struct Vm {
-    fd: VmFd,
+    fd: Arc<VmFd>,
     kvm: Kvm,
+    /// How many slots are taken for good.
+    slots: u32,
     /// Keeps the memory mapped for as long as the slots point at it.
-    _memory: GuestRam,
+    ram: ChangingRam,
     _window: Option<Arc<Window>>,
 }
 
@@ -77,9 +82,10 @@ impl Vm {
     /// [`KvmError`] naming the call that failed.
     pub fn new(
         kvm: OwnedFd,
-        memory: &GuestRam,
+        ram: &ChangingRam,
         window: Option<&Arc<Window>>,
     ) -> Result<Self, KvmError> {
+        let memory = now(ram);
         // SAFETY: the descriptor was owned by `kvm` and is handed over; if it isn't /dev/kvm,
         // the calls on it fail.
         let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
@@ -92,13 +98,14 @@ impl Vm {
             .map_err(refused("set the TSS address"))?;
         fd.create_irq_chip()
             .map_err(refused("create the interrupt chip"))?;
-        let vm = Self {
-            fd,
+        let mut vm = Self {
+            fd: Arc::new(fd),
             kvm,
-            _memory: Arc::clone(memory),
+            slots: 0,
+            ram: ram.clone(),
             _window: window.cloned(),
         };
-        for (slot, region) in memory.iter().enumerate() {
+        for region in memory.iter() {
             let host = region
                 .get_host_address(MemoryRegionAddress(0))
                 .map_err(|error| KvmError::Call {
@@ -106,7 +113,7 @@ impl Vm {
                     source: io::Error::other(error),
                 })?;
             let region = kvm_userspace_memory_region {
-                slot: u32::try_from(slot).unwrap_or(u32::MAX),
+                slot: vm.slots,
                 flags: 0,
                 guest_phys_addr: region.start_addr().raw_value(),
                 memory_size: region.len(),
@@ -116,17 +123,19 @@ impl Vm {
             // long as its VM exists; regions of a GuestMemoryMmap don't overlap.
             unsafe { vm.fd.set_user_memory_region(region) }
                 .map_err(refused("register guest memory"))?;
+            vm.slots += 1;
         }
         if let Some(window) = window {
-            vm.register(window, memory.iter().count())?;
+            vm.register(window)?;
+            vm.slots += 1;
         }
         Ok(vm)
     }
 
     /// Makes a window known, for good. A write to it is an access to a device that isn't there.
-    fn register(&self, window: &Window, slot: usize) -> Result<(), KvmError> {
+    fn register(&self, window: &Window) -> Result<(), KvmError> {
         let region = kvm_userspace_memory_region {
-            slot: u32::try_from(slot).unwrap_or(u32::MAX),
+            slot: self.slots,
             flags: KVM_MEM_READONLY,
             guest_phys_addr: window.address(),
             memory_size: window.length(),
@@ -136,6 +145,12 @@ impl Vm {
         // exists, and lies above all of guest memory.
         unsafe { self.fd.set_user_memory_region(region) }
             .map_err(refused("register the window for files"))
+    }
+
+    /// What gives a running guest blocks of `region`, which lies above all that it has.
+    #[must_use]
+    pub fn blocks(&self, region: Region) -> MemoryBlocks {
+        MemoryBlocks::new(Arc::clone(&self.fd), self.ram.clone(), region, self.slots)
     }
 
     /// What this host's KVM can show a guest of a processor.

@@ -17,6 +17,7 @@ use crate::virtio::block::Block;
 use crate::virtio::console::Console;
 use crate::virtio::device::DynDevice;
 use crate::virtio::fs::{Fs, FsExport, FsLimits, FsStats, Shares};
+use crate::virtio::mem::{Extent, Mem, Region};
 use crate::virtio::net::{Net, Tap};
 use crate::virtio::rng::Rng;
 use crate::virtio::transport::{Board, QUEUE_NOTIFY, Slot};
@@ -36,10 +37,14 @@ pub(super) struct Devices {
     pub(super) vsock: Option<Connector>,
     pub(super) fs_stats: Option<Arc<FsStats>>,
     pub(super) shares: Option<Shares>,
+    pub(super) extent: Option<Arc<Extent>>,
 }
 
 /// What the devices take from the host, taken one by one.
-pub(super) struct Supplies {
+pub(super) struct Supplies<'a> {
+    pub(super) vm: &'a Vm,
+    /// Where memory that comes and goes can lie.
+    pub(super) place_of_blocks: u64,
     pub(super) sink: Sink,
     pub(super) console_input: Option<OwnedFd>,
     pub(super) blocks: std::vec::IntoIter<File>,
@@ -54,7 +59,7 @@ impl Devices {
     pub(super) fn add(
         &mut self,
         spec: &DeviceSpec,
-        supplies: &mut Supplies,
+        supplies: &mut Supplies<'_>,
         board: &Board,
         pollers: &Pollers,
     ) -> Result<(), BuildError> {
@@ -90,6 +95,17 @@ impl Devices {
             }
             DeviceSpec::Balloon => Box::new(Balloon),
             DeviceSpec::Rng => Box::new(Rng),
+            DeviceSpec::Mem(mem) => {
+                let region = Region {
+                    address: supplies.place_of_blocks,
+                    length: mem.region_bytes,
+                    block_bytes: mem.block_bytes(),
+                };
+                let blocks = Box::new(supplies.vm.blocks(region));
+                let mem = Mem::new(region, blocks).map_err(failed("mem"))?;
+                self.extent = Some(mem.extent());
+                Box::new(mem)
+            }
         };
         let unit = device.unit();
         let poller = if waits_for_disk(unit) {

@@ -29,12 +29,16 @@ use crate::boot::{self, BootError, Image};
 use crate::bus::{Bus, line_of};
 use crate::kvm::vcpu::Vcpu;
 use crate::kvm::{KvmError, Vm};
-use crate::memory::{self, GuestRam, MemoryError, MemoryImage, Observer, Window, WorkingSet};
+use crate::memory::{
+    self, ChangingRam, GuestRam, MemoryError, MemoryImage, Observer, Window, WorkingSet,
+};
 use crate::outcome::{Outcome, VmExit};
 use crate::spec::{Checked, DeviceSpec, VmSpec};
 use crate::vcpu::Vcpus;
+use crate::virtio::device::Persist;
 use crate::virtio::device::RestoreError;
 use crate::virtio::fs::{FsExport, FsLimits, FsStats, Shares};
+use crate::virtio::mem::{Extent, Mem};
 use crate::virtio::net::Tap;
 use crate::virtio::transport::Board;
 use crate::virtio::vsock::Connector;
@@ -151,7 +155,8 @@ pub struct Machine {
     memory_file: Option<Arc<File>>,
     observer: Option<Observer>,
     moment: Option<Moment>,
-    memory: GuestRam,
+    extent: Option<Arc<Extent>>,
+    memory: ChangingRam,
     vm: Vm,
 }
 
@@ -171,8 +176,10 @@ impl Machine {
 
     /// Puts memory, devices and vCPUs together.
     fn assemble(spec: &VmSpec, host: Host) -> Result<Self, BuildError> {
-        let (memory, memory_file) = memory::map_ram(&spec.memory, host.memory)?;
+        let (ram, memory_file) = memory::map_ram(&spec.memory, host.memory)?;
+        let memory = ChangingRam::from(ram);
         let window = reserve_window(spec)?;
+        let window_bytes = window.as_ref().map_or(0, |window| window.length());
         let vm = Vm::new(host.kvm, &memory, window.as_ref())?;
         let no_fd = |source| BuildError::Host {
             what: "make an event descriptor",
@@ -184,11 +191,13 @@ impl Machine {
             fs: Poller::new().map_err(no_fd)?,
         };
         let board = Board {
-            memory: Arc::clone(&memory),
+            memory: memory.clone(),
             window,
             outcome: Arc::clone(&outcome),
         };
         let mut supplies = Supplies {
+            vm: &vm,
+            place_of_blocks: memory::place_of_blocks(spec.memory.size_bytes, window_bytes),
             sink: Arc::new(Mutex::new(host.console)),
             console_input: host.console_input,
             blocks: host.blocks.into_iter(),
@@ -218,6 +227,7 @@ impl Machine {
             memory_file,
             observer: None,
             moment: None,
+            extent: devices.extent,
             memory,
             vm,
         })
@@ -239,7 +249,7 @@ impl Machine {
             vcpus: spec.vcpus,
             lines: &lines,
         };
-        let entry = boot::load(&self.memory, spec.memory.size_bytes, image)?;
+        let entry = boot::load(&self.ram(), spec.memory.size_bytes, image)?;
         let Life::Stopped(vcpus) = &self.life else {
             return Ok(());
         };
@@ -380,10 +390,32 @@ impl Machine {
         self.shares.as_ref()
     }
 
+    /// How much memory it has beyond its RAM, if it has a device for that.
+    #[must_use]
+    pub fn extent(&self) -> Option<&Extent> {
+        self.extent.as_deref()
+    }
+
+    /// Has the guest have so many bytes of memory beyond its RAM, as far as its device goes. It
+    /// takes its time: [`Machine::extent`] tells when it has them.
+    pub fn request_memory(&self, bytes: u64) {
+        let mut slots = self.bus.slots().iter();
+        if let (Some(extent), Some(slot)) =
+            (&self.extent, slots.find(|slot| slot.unit() == Mem::UNIT))
+        {
+            extent.request(bytes);
+            slot.config_changed();
+        }
+    }
+
+    fn ram(&self) -> GuestRam {
+        memory::now(&self.memory)
+    }
+
     /// What a machine that was restored without a [`Host::working_set`] has touched up to now.
     #[must_use]
     pub fn observed(&self) -> Option<WorkingSet> {
-        self.observer.as_ref()?.seen(&self.memory).ok()
+        self.observer.as_ref()?.seen(&self.ram()).ok()
     }
 
     /// The content of guest memory, to be read while the machine is paused.
@@ -391,7 +423,7 @@ impl Machine {
     /// # Errors
     /// If the host won't say which pages there are.
     pub fn memory_image(&self) -> io::Result<MemoryImage> {
-        MemoryImage::of(&self.memory)
+        MemoryImage::of(&self.ram())
     }
 
     /// The file that holds guest memory, with [`crate::spec::MemoryBacking::Shared`].

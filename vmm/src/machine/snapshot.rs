@@ -119,13 +119,13 @@ impl Machine {
         let mut machine = Self::assemble(&spec.into_spec(), host)?;
         match working_set {
             Some(set) => {
-                set.make_ready(&machine.memory);
+                set.make_ready(&machine.ram());
                 machine.apply(state)?;
                 machine.map(&set.touched);
             }
             None => {
                 // A host that can't tell leaves every start as slow as this one.
-                machine.observer = Observer::new(&machine.memory).ok();
+                machine.observer = Observer::new(&machine.ram()).ok();
                 machine.apply(state)?;
             }
         }

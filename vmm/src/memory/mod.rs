@@ -5,14 +5,17 @@
 //!
 //! ```text
 //! 0 ──────── 3 GiB ░░░ gap: virtio-mmio, I/O APIC, local APIC ░░░ 4 GiB ────────
-//!   low RAM                                                        high RAM, window
+//!   low RAM                                                high RAM, window, blocks that come and go
 //! ```
 #![expect(unsafe_code, reason = "advice about the mappings of guest RAM")]
 
+mod changing;
 mod image;
 mod window;
 mod working_set;
 
+pub(crate) use self::changing::{Block, add, new_block, take};
+pub use self::changing::{ChangingRam, now, place_of_blocks};
 pub use self::image::MemoryImage;
 pub use self::window::Window;
 pub use self::working_set::{Observer, WorkingSet};
@@ -123,23 +126,8 @@ pub fn map_ram(
             (Some(_), true) => libc::MAP_SHARED,
             (Some(_), false) => libc::MAP_PRIVATE,
         };
-        let refused = |source| MemoryError::Map {
-            size_bytes: length,
-            address: range.start,
-            source,
-        };
-        let mut mapping = MmapRegionBuilder::new(usize::try_from(length).unwrap_or(usize::MAX))
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(flags | libc::MAP_NORESERVE);
-        let _pad = Pad::before(length);
-        if let Some(file) = &file {
-            mapping = mapping.with_file_offset(FileOffset::from_arc(Arc::clone(file), offset));
-        }
-        let mapping = mapping.build().map_err(refused)?;
-        let region = GuestRegionMmap::new(mapping, GuestAddress(range.start)).ok_or(
-            MemoryError::Layout(vm_memory::GuestRegionCollectionError::NoMemoryRegion),
-        )?;
-        regions.push(region);
+        let part = file.as_ref().map(|file| (file, offset));
+        regions.push(map_region(range, flags, part)?);
         offset += length;
     }
     if file.is_none() {
@@ -147,6 +135,30 @@ pub fn map_ram(
     }
     let memory = GuestMemoryMmap::from_regions(regions).map_err(MemoryError::Layout)?;
     Ok((Arc::new(memory), file.filter(|_| shared)))
+}
+
+/// Maps a range of guest memory, from a place in a file on or from nothing.
+fn map_region(
+    range: Range<u64>,
+    flags: i32,
+    file: Option<(&Arc<File>, u64)>,
+) -> Result<GuestRegionMmap, MemoryError> {
+    let length = range.end - range.start;
+    let mut mapping = MmapRegionBuilder::new(usize::try_from(length).unwrap_or(usize::MAX))
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(flags | libc::MAP_NORESERVE);
+    let _pad = Pad::before(length);
+    if let Some((file, offset)) = file {
+        mapping = mapping.with_file_offset(FileOffset::from_arc(Arc::clone(file), offset));
+    }
+    let mapping = mapping.build().map_err(|source| MemoryError::Map {
+        size_bytes: length,
+        address: range.start,
+        source,
+    })?;
+    GuestRegionMmap::new(mapping, GuestAddress(range.start)).ok_or(MemoryError::Layout(
+        vm_memory::GuestRegionCollectionError::NoMemoryRegion,
+    ))
 }
 
 /// Takes up the addresses above the next mapping, so that the host, which goes down from the last

@@ -22,7 +22,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::queue::{Queue, QueueError};
-use crate::memory::GuestRam;
 
 /// What a device does when something can't go on.
 #[derive(Debug, thiserror::Error)]
@@ -169,8 +168,6 @@ pub trait Wakers: Send + Sync {
 pub struct Activation {
     /// The features that both sides agreed on.
     pub features: u64,
-    /// Guest RAM, for what the queues' chains don't cover.
-    pub memory: GuestRam,
     /// To be called when descriptors are ready.
     pub wakers: Arc<dyn Wakers>,
 }

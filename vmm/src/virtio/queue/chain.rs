@@ -4,12 +4,13 @@ use std::io;
 use std::sync::Arc;
 
 use virtio_queue::DescriptorChain;
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemory};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryRegion};
 
 use super::{MAX_CHAIN_DESCRIPTORS, QueueError};
 use crate::memory::{GuestRam, Window};
 
-/// A buffer of a chain: it lies in guest RAM or, if it is to be read, in the window for files.
+/// A buffer of a chain, or the part of one that lies in one piece of guest memory; if it is to be
+/// read, it may lie in the window for files instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Buffer {
     /// Guest-physical address.
@@ -73,34 +74,67 @@ impl Chain {
         if buffer.length == 0 {
             return Err(QueueError::Empty(head));
         }
-        let in_memory = usize::try_from(buffer.length)
-            .is_ok_and(|length| self.memory.check_range(buffer.address, length));
         let in_window = |window: &Arc<Window>| {
             window.contains(buffer.address.raw_value(), buffer.length.into())
         };
-        let is_shown = !in_memory && !writable && self.window.as_ref().is_some_and(in_window);
-        self.reaches_window |= is_shown;
-        if !in_memory && !is_shown {
-            return Err(QueueError::Buffer {
-                chain: head,
-                address: buffer.address.raw_value(),
-                length: buffer.length,
-            });
-        }
         let total = if writable {
             &mut self.writable_len
         } else {
             if self.readable != self.buffers.len() {
                 return Err(QueueError::Order(head));
             }
-            self.readable += 1;
             &mut self.readable_len
         };
         *total = total
             .checked_add(buffer.length)
             .ok_or(QueueError::Malformed(head))?;
-        self.buffers.push(buffer);
+        let before = self.buffers.len();
+        if !self.push_parts(head, buffer)? {
+            let is_shown = !writable && self.window.as_ref().is_some_and(in_window);
+            if !is_shown {
+                return Err(QueueError::Buffer {
+                    chain: head,
+                    address: buffer.address.raw_value(),
+                    length: buffer.length,
+                });
+            }
+            self.reaches_window = true;
+            self.buffers.truncate(before);
+            self.buffers.push(buffer);
+        }
+        if !writable {
+            self.readable = self.buffers.len();
+        }
         Ok(())
+    }
+
+    /// Adds the parts of a buffer, each in one piece of guest memory; false if it isn't all there.
+    fn push_parts(&mut self, head: u16, buffer: Buffer) -> Result<bool, QueueError> {
+        let Buffer {
+            mut address,
+            mut length,
+        } = buffer;
+        while length > 0 {
+            let Some(region) = self.memory.find_region(address) else {
+                return Ok(false);
+            };
+            if self.buffers.len() == MAX_CHAIN_DESCRIPTORS {
+                return Err(QueueError::TooLong(head));
+            }
+            let room = region.last_addr().unchecked_offset_from(address);
+            // One less than there is, so that it can't overflow.
+            let more = u32::try_from(room).map_or(length - 1, |room| room.min(length - 1));
+            self.buffers.push(Buffer {
+                address,
+                length: more + 1,
+            });
+            length -= more + 1;
+            match address.checked_add(u64::from(more) + 1) {
+                Some(next) => address = next,
+                None => return Ok(length == 0),
+            }
+        }
+        Ok(true)
     }
 
     /// Index of the chain's first descriptor: its name in the used ring.

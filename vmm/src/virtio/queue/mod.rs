@@ -20,7 +20,7 @@ use virtio_queue::{Queue as Ring, QueueOwnedT, QueueState as RingState, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap};
 
 pub use self::chain::{Buffer, Chain, Spans};
-use crate::memory::{GuestRam, Window};
+use crate::memory::{ChangingRam, GuestRam, Window, now};
 
 /// The longest chain, in descriptors, counting those of an indirect table.
 ///
@@ -114,7 +114,7 @@ pub struct QueueState {
 pub struct Queue {
     ring: Ring,
     index: usize,
-    memory: GuestRam,
+    memory: ChangingRam,
     window: Option<Arc<Window>>,
     interrupt: Arc<dyn Interrupt>,
 }
@@ -128,9 +128,10 @@ impl Queue {
     pub fn new(
         state: &QueueState,
         index: usize,
-        memory: GuestRam,
+        memory: impl Into<ChangingRam>,
         interrupt: Arc<dyn Interrupt>,
     ) -> Result<Self, QueueError> {
+        let memory = memory.into();
         let ring = Ring::try_from(RingState {
             max_size: state.max_size,
             next_avail: state.next_avail,
@@ -143,7 +144,7 @@ impl Queue {
             used_ring: state.used_ring,
         })
         .map_err(QueueError::Ring)?;
-        if state.ready && !rings_in_memory(state, &memory) {
+        if state.ready && !rings_in_memory(state, &now(&memory)) {
             return Err(QueueError::RingOutsideMemory);
         }
         Ok(Self {
@@ -190,10 +191,10 @@ impl Queue {
         self.ring.ready()
     }
 
-    /// Guest RAM, where the chains' buffers lie.
+    /// Guest memory as it is now, where the chains' buffers lie.
     #[must_use]
-    pub fn memory(&self) -> &GuestRam {
-        &self.memory
+    pub fn memory(&self) -> GuestRam {
+        now(&self.memory)
     }
 
     /// Takes the next chain, if there is one; a queue not set up has none.
@@ -204,16 +205,18 @@ impl Queue {
         if !self.ring.ready() {
             return Ok(None);
         }
+        let memory = self.memory();
         let descriptors = {
             let mut iter = self
                 .ring
-                .iter(Arc::clone(&self.memory))
+                .iter(Arc::clone(&memory))
                 .map_err(QueueError::Ring)?;
             iter.next()
         };
-        // The iterator also ends when the ring can't be read; `new` made sure it can.
+        // The iterator also ends when the ring can't be read: where `new` found it, or in memory
+        // that the guest has given up since.
         descriptors
-            .map(|chain| Chain::new(chain, Arc::clone(&self.memory), self.window.clone()))
+            .map(|chain| Chain::new(chain, memory, self.window.clone()))
             .transpose()
     }
 
@@ -233,7 +236,7 @@ impl Queue {
             return Ok(false);
         }
         self.ring
-            .enable_notification(self.memory.as_ref())
+            .enable_notification(self.memory().as_ref())
             .map_err(QueueError::Ring)
     }
 
@@ -251,7 +254,8 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Ring`] when the rings can't be accessed.
     pub fn complete_head(&mut self, head: u16, written: u32) -> Result<(), QueueError> {
-        let memory = self.memory.as_ref();
+        let memory = self.memory();
+        let memory = memory.as_ref();
         self.ring
             .add_used(memory, head, written)
             .map_err(QueueError::Ring)?;
@@ -271,7 +275,8 @@ impl Queue {
             return Ok(());
         };
         let (used_ring, first) = (self.ring.used_ring(), self.ring.next_used());
-        let memory = self.memory.as_ref();
+        let memory = self.memory();
+        let memory = memory.as_ref();
         for (place, (chain, written)) in (0..count).zip(chains) {
             let place = u64::from(first.wrapping_add(place) % self.ring.size());
             let entry = GuestAddress(used_ring + 4 + 8 * place);
@@ -299,7 +304,8 @@ impl Queue {
     }
 
     fn wants_interrupt(&mut self) -> Result<bool, QueueError> {
-        let memory = self.memory.as_ref();
+        let memory = self.memory();
+        let memory = memory.as_ref();
         if !self
             .ring
             .needs_notification(memory)

@@ -301,7 +301,7 @@ fn a_queue_goes_on_where_another_stood() {
         let text = serde_json::to_string(&queue.state()).unwrap();
         let state: QueueState = serde_json::from_str(&text).unwrap();
         let irq: Arc<dyn Interrupt> = Arc::<FakeIrq>::clone(&irq);
-        queue = Queue::new(&state, 0, Arc::clone(queue.memory()), irq).unwrap();
+        queue = Queue::new(&state, 0, queue.memory(), irq).unwrap();
     }
     assert_eq!(queue.position(), 10);
     let unused = queue.pop().unwrap();
@@ -341,7 +341,7 @@ proptest! {
         jump in prop::option::of(any::<u16>()),
     ) {
         let (mut guest, mut queue, _) = pair(8);
-        let memory = Arc::clone(queue.memory());
+        let memory = queue.memory();
         for (index, descriptor) in (0..).zip(&table) {
             guest.write_descriptor(index, *descriptor);
         }

@@ -27,7 +27,7 @@ use self::registers::{FEATURES_OK, Registers, fresh_queues, half};
 use super::device::{Activation, DeviceError, DynDevice, Readiness, RestoreError};
 use super::queue::{Interrupt, Queue, QueueState};
 use super::worker::{DeviceWakers, Poller};
-use crate::memory::{GuestRam, Window};
+use crate::memory::{ChangingRam, Window};
 use crate::outcome::{Outcome, VmExit, lock};
 
 /// Size of a device's register window in bytes.
@@ -116,7 +116,7 @@ pub struct Slot {
     unit: &'static str,
     line: Arc<Line>,
     doorbells: Vec<OwnedFd>,
-    memory: GuestRam,
+    memory: ChangingRam,
     window: Option<Arc<Window>>,
     poller: Arc<Poller>,
     outcome: Arc<Outcome>,
@@ -126,8 +126,8 @@ pub struct Slot {
 /// What all slots of a machine have in common.
 #[derive(Clone)]
 pub struct Board {
-    /// Guest RAM.
-    pub memory: GuestRam,
+    /// Guest memory.
+    pub memory: ChangingRam,
     /// Where the guest sees files beside it.
     pub window: Option<Arc<Window>>,
     /// Where a device that can't live any longer reports.
@@ -160,7 +160,7 @@ impl Slot {
             unit: device.unit(),
             line: Arc::new(line),
             doorbells,
-            memory: Arc::clone(&board.memory),
+            memory: board.memory.clone(),
             window: board.window.clone(),
             poller: Arc::clone(poller),
             outcome: Arc::clone(&board.outcome),
@@ -310,7 +310,7 @@ impl Slot {
                 ..*state
             };
             let interrupt: Arc<dyn Interrupt> = Arc::<Line>::clone(&self.line);
-            let memory = Arc::clone(&self.memory);
+            let memory = self.memory.clone();
             let queue = Queue::new(&state, index, memory, interrupt)?;
             queues.push(queue.with_window(self.window.clone()));
         }
@@ -318,7 +318,6 @@ impl Slot {
         shared.wakers = Some(Arc::clone(&wakers));
         shared.device.activate(Activation {
             features: shared.registers.driver_features,
-            memory: Arc::clone(&self.memory),
             wakers,
         })?;
         shared.queues = queues;
@@ -343,6 +342,16 @@ impl Slot {
         self.stop_device(shared);
         shared.registers.status |= NEEDS_RESET;
         self.line.raise_status(CONFIG_CHANGE);
+    }
+
+    /// Tells the driver, if there is one, that the configuration space holds something else.
+    pub fn config_changed(&self) {
+        let mut shared = lock(&self.shared);
+        let registers = &mut shared.registers;
+        registers.config_generation = registers.config_generation.wrapping_add(1);
+        if shared.running() {
+            self.line.raise_status(CONFIG_CHANGE);
+        }
     }
 
     /// The doorbell of queue `index` rang.

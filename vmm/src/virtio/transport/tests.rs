@@ -22,7 +22,7 @@ impl Driver {
         let outcome = Arc::new(Outcome::new().unwrap());
         let board = Board {
             window: None,
-            memory: Arc::clone(&memory),
+            memory: Arc::clone(&memory).into(),
             outcome,
         };
         let poller = Poller::new().unwrap();
@@ -195,7 +195,7 @@ fn a_restored_slot_goes_on_where_the_saved_one_stood() {
     let bytes = rmp_serde::to_vec(&driver.slot.save().unwrap()).unwrap();
     drop(worker);
 
-    let memory = Arc::clone(lock(&driver.slot.shared).queues[0].memory());
+    let memory = lock(&driver.slot.shared).queues[0].memory().into();
     let board = Board {
         window: None,
         memory,

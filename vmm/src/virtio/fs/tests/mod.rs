@@ -138,7 +138,6 @@ impl Guest {
         device
             .activate(Activation {
                 features: 0,
-                memory,
                 wakers,
             })
             .unwrap();

@@ -74,7 +74,6 @@ impl Guest {
         device
             .activate(Activation {
                 features: 0,
-                memory: Arc::clone(&memory),
                 wakers: watching,
             })
             .unwrap();
