@@ -138,7 +138,7 @@ impl Blocks for Plugged {
 }
 
 pub(crate) fn console(data: &[u8]) {
-    let sink: Sink = Arc::new(Mutex::new(Box::new(std::io::sink())));
+    let sink: Sink = Arc::new(Mutex::new(Box::new(io::sink())));
     let (typed, mut keyboard) = std::os::unix::net::UnixStream::pair().unwrap();
     let mut input = Input(data);
     let keys = usize::from(input.byte());

@@ -113,6 +113,9 @@ pub enum Request {
         id: String,
         /// The directories.
         shares: Vec<JoiningShare>,
+        /// What its processes may use, if they have a limit.
+        #[serde(default)]
+        memory_bytes: Option<u64>,
     },
     /// The guest in a file, which comes with this line; it stands still from the answer on, until
     /// the client hangs up, and never goes on if it sends a byte before.
@@ -406,9 +409,12 @@ mod tests {
             }),
             any::<u32>().prop_map(|after| Request::Processes { after }),
             any::<u32>().prop_map(|seen| Request::AwaitOom { seen }),
-            any::<(String, bool)>().prop_map(|(name, read_only)| Request::Join {
-                id: name.clone(),
-                shares: vec![JoiningShare { name, read_only }],
+            any::<(String, bool, Option<u64>)>().prop_map(|(name, read_only, memory_bytes)| {
+                Request::Join {
+                    id: name.clone(),
+                    shares: vec![JoiningShare { name, read_only }],
+                    memory_bytes,
+                }
             }),
             any::<u32>().prop_map(|limit| Request::Update {
                 resources: serde_json::json!({"pids": {"limit": limit}}),

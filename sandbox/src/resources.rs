@@ -73,8 +73,8 @@ impl Container {
     /// that came from a bundle starts only once, and is to be running.
     ///
     /// # Errors
-    /// For what its VM can't do: more memory or processors than it was started with; if it
-    /// is paused, or its guest doesn't answer.
+    /// As [`Self::stats`]; and for what its VM can't do: more processors than it was started with,
+    /// more memory than the host has or than the guest takes in time.
     pub fn update(&self, resources: &LinuxResources) -> Result<(), EngineError> {
         let update = plan::update(resources, self.plan())?;
         let starts_again = self.plan().bundle.is_none();

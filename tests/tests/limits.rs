@@ -166,15 +166,75 @@ fn limits_are_seen_and_change_while_the_container_runs() {
         .ok();
     run.write("\n");
     run.await_stdout("104857600\nmax\n80000 100000\nshown\n");
-    for (flag, value) in [("--memory", "1G"), ("--cpu-quota", "200000")] {
+    for (flag, value, why) in [
+        ("--memory", "1024G", "can have"),
+        ("--cpu-quota", "200000", "was started with"),
+    ] {
         let refused = bundle.about(&["update", flag, value]).output();
         assert_eq!(refused.code, 1);
-        assert!(
-            refused.errors().contains("was started with"),
-            "{:?}",
-            refused.all()
-        );
+        assert!(refused.errors().contains(why), "{:?}", refused.all());
     }
+    run.close_stdin();
+    assert_eq!(run.wait().code, 0);
+    bundle.check();
+}
+
+/// For each line that it reads: fills 300 MiB of memory and holds it, lets go of it, or waits until
+/// its guest has less than so many MiB. Says the line again when that is done.
+const HOLDS: &str = "
+    total() { while read k v u; do [ $k = MemTotal: ] && echo $((v / 1024)); done </proc/meminfo; }
+    used() { read now </sys/fs/cgroup/memory.current; echo $((now / 1048576)); }
+    kills() { grep -w oom_kill /sys/fs/cgroup/memory.events; }
+    hold() {
+        dd if=/dev/zero bs=300M count=1 2>/dev/null | sleep 1000 &
+        until [ $(used) -ge 300 ]; do [ \"$(kills)\" = \"$1\" ] || return; sleep 0.1; done
+    }
+    echo up $(total)
+    while read word number; do
+        case $word in
+            hold) hold \"$(kills)\";;
+            free) killall dd sleep; wait;;
+            below) until [ $(total) -lt $number ]; do sleep 0.1; done;;
+        esac
+        echo $word $number: $(cat /sys/fs/cgroup/memory.max) $(kills)
+    done";
+
+#[test]
+fn memory_above_the_starts_comes_and_goes() {
+    let Some(hull) = Hull::new() else { return };
+    let limit = json!({"memory": {"limit": 96 << 20}});
+    let bundle = Bundle::in_cgroup(&hull, "grows", HOLDS, &limit);
+    let mut run = bundle.run();
+    run.await_stdout("up ");
+    let status = format!("/proc/{}/status", bundle.monitor().as_raw_nonzero());
+    let resident_mib = || -> u64 {
+        let text = fs::read_to_string(&status).unwrap();
+        let mut lines = text.lines();
+        let kib = lines.find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next());
+        kib.unwrap().parse::<u64>().unwrap() >> 10
+    };
+    let update = |limit: &str| bundle.about(&["update", "--memory", limit]).output().ok();
+    update("400M");
+    run.write("hold 1\n");
+    run.await_stdout("hold 1: 419430400 oom_kill 0\n");
+    let grown = resident_mib();
+    assert!(grown >= 300, "{grown} MiB");
+    run.write("free 1\n");
+    run.await_stdout("free 1: ");
+
+    // What the guest gives up is the host's at once. It had 144 MiB.
+    update("96M");
+    run.write("below 180\n");
+    run.await_stdout("below 180: 100663296 oom_kill 0\n");
+    let shrunk = resident_mib();
+    assert!(shrunk + 200 < grown, "{grown} MiB, then {shrunk}");
+
+    // And again.
+    update("400M");
+    run.write("hold 2\n");
+    run.await_stdout("hold 2: 419430400 oom_kill 0\n");
+    run.write("free 2\n");
+    run.await_stdout("free 2: ");
     run.close_stdin();
     assert_eq!(run.wait().code, 0);
     bundle.check();

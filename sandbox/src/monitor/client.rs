@@ -36,6 +36,8 @@ pub(super) enum Role {
     Waiting,
     /// It waits for the command to run.
     Releasing,
+    /// It waits for the guest to have more memory.
+    Growing,
     /// It waits for the agent's answer.
     Questioning {
         /// The question's number.
@@ -163,6 +165,7 @@ impl Client {
             Role::Waiting
             | Role::Releasing
             | Role::Saving
+            | Role::Growing
             | Role::Questioning { .. }
             | Role::AwaitingOom { .. }
             | Role::Leaving => Ok(None),
@@ -234,7 +237,7 @@ impl Client {
                 self.refuse(&why.unwrap_or_else(|| "the container has ended".to_owned()));
             }
             (Role::Saving, _) => self.reply(&Reply::Ended(record.clone())),
-            (Role::Asking(_) | Role::Questioning { .. }, _) => {
+            (Role::Asking(_) | Role::Growing | Role::Questioning { .. }, _) => {
                 self.refuse("the container has ended")
             }
             (Role::Member(_) | Role::Leaving, _) => {}

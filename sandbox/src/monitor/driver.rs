@@ -9,6 +9,7 @@
 
 mod leaving;
 mod members;
+mod memory;
 mod phases;
 mod questions;
 mod saving;
@@ -18,11 +19,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
-use hull_proto::{Decoder, ExitStatus, Failure, Frame, PROCESS_PORT, STDIN_WINDOW};
+use hull_proto::{Decoder, ExitStatus, Failure, Frame, STDIN_WINDOW};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::checkpoint::CarriedStreams;
-use crate::control::{self, Envelope, GENERATION, Marks, Reply, Request};
+use crate::control::{Envelope, GENERATION, Marks, Reply, Request};
 use crate::logs::{LogStream, LogWriter};
 use crate::plan::Plan;
 use crate::state::Phase;
@@ -36,6 +37,8 @@ use super::stdin::Stdin;
 use leaving::Leaving;
 pub(super) use members::Member;
 use members::Parting;
+pub(super) use memory::GROWTH_PATIENCE;
+use memory::Memory;
 pub(super) use phases::Record;
 use questions::Questions;
 use saving::Saving;
@@ -76,6 +79,7 @@ pub(super) struct Driver<'a> {
     clients: Vec<Client>,
     members: usize,
     parting: Vec<Parting>,
+    memory: Memory,
     /// Paused, its processes stand still and not its guest, which is others', too.
     frozen: bool,
     kill_at: Option<Instant>,
@@ -149,6 +153,7 @@ impl<'a> Driver<'a> {
             clients: Vec::new(),
             members: 0,
             parting: Vec::new(),
+            memory: Memory::new(parts.plan),
             frozen: false,
             kill_at: None,
             stop_at: None,
@@ -199,6 +204,7 @@ impl<'a> Driver<'a> {
             if ready.answers {
                 self.answers();
             }
+            self.grown();
             self.serve_clients();
             if let Some(failure) = self.unfit.take() {
                 return Ok(End::Refused(failure));
@@ -241,6 +247,8 @@ impl<'a> Driver<'a> {
         fds.push(PollFd::from_borrowed_fd(agent.0, agent.1));
         let control = self.questions.awaited();
         fds.extend(control.map(|(stream, wanted)| PollFd::from_borrowed_fd(stream, wanted)));
+        let growth = self.growth();
+        fds.extend(growth.map(|changed| PollFd::from_borrowed_fd(changed, PollFlags::IN)));
         let first_client = fds.len();
         for client in &self.clients {
             let wanted = interest(true, client.peer.pending() > 0);
@@ -533,32 +541,16 @@ impl<'a> Driver<'a> {
                 let id = id();
                 self.question(client, &hull_proto::Request::Processes { id, after });
             }
-            Request::Update { resources } => {
-                let id = id();
-                self.question(client, &hull_proto::Request::Update { id, resources });
-            }
-            Request::Join { id, shares } => self.join(client, id, shares),
+            Request::Update { resources } => self.update(client, resources),
+            Request::Join {
+                id,
+                shares,
+                memory_bytes,
+            } => self.join(client, id, shares, memory_bytes),
             Request::AwaitOom { seen } => {
                 client.role = Role::AwaitingOom { seen };
                 client.tell_oom(self.oom_kills);
             }
-        }
-    }
-
-    /// Hands a stream to the agent over and steps out of the way.
-    fn exec(&mut self, client: &mut Client) {
-        let stream = match self.guest.connect(PROCESS_PORT) {
-            Ok(stream) => stream,
-            Err(error) => return client.refuse(&format!("cannot reach the agent: {error}")),
-        };
-        let sent = control::line(&Reply::Ok)
-            .map_err(io::Error::other)
-            .and_then(|line| {
-                control::send_with_fds(client.peer.socket(), &line, &[stream.as_fd()])
-            });
-        client.role = Role::Leaving;
-        if sent.is_err() {
-            client.peer.mark_gone();
         }
     }
 }

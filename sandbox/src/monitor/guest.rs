@@ -67,6 +67,20 @@ pub(super) trait Guest {
     }
     /// Shows it those with these names no longer.
     fn hide(&self, _names: &[String]) {}
+    /// Has it have so many bytes of memory beyond those that it was started with, as far as it can.
+    fn plug(&self, _bytes: u64) {}
+    /// How many it has.
+    fn plugged(&self) -> u64 {
+        0
+    }
+    /// Readable when that has changed since it was asked.
+    fn plugs(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+    /// Why the host gave it no more, if it didn't.
+    fn plug_refusal(&self) -> Option<String> {
+        None
+    }
     /// Ends it at once. Idempotent.
     fn stop(&mut self);
 }

@@ -23,6 +23,7 @@ use crate::rootfs::SharedDirectory;
 use crate::store::{Store, StoreError};
 
 use super::boot::Agent;
+use super::driver::GROWTH_PATIENCE;
 use super::guest::Guest;
 
 /// What the sandbox's monitor, which never waits, may take to answer.
@@ -71,6 +72,7 @@ impl Membership {
         sandbox: &str,
         id: &str,
         shares: &[SharedDirectory],
+        memory_bytes: Option<u64>,
     ) -> Result<(Self, Agent), JoinError> {
         let entry = store.get(sandbox)?;
         let not_running = || JoinError::NotRunning(sandbox.to_owned());
@@ -93,12 +95,17 @@ impl Membership {
         let request = Request::Join {
             id: id.to_owned(),
             shares: shares.iter().map(JoiningShare::from).collect(),
+            memory_bytes,
         };
         let line = control::request_line(request).map_err(refused)?;
         let descriptors: Vec<BorrowedFd<'_>> =
             shares.iter().map(|share| share.directory.as_fd()).collect();
         control::send_with_fds(&lease, &line, &descriptors).map_err(reached)?;
+        // The guest may have to grow first.
+        let patience = Some(PATIENCE * (GROWTH_PATIENCE + 1));
+        lease.set_read_timeout(patience).map_err(reached)?;
         control::answer(&lease).map_err(refused)?;
+        lease.set_read_timeout(Some(PATIENCE)).map_err(reached)?;
         let end = connect(&directory).map_err(reached)?;
         control::ask(&end, Request::Wait).map_err(refused)?;
         let agent = lease

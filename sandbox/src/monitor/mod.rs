@@ -52,7 +52,7 @@ use crate::control;
 use crate::exit::{CODE_HULL_FAILED, FailureClass};
 use crate::launch::{BUILD_TEMPLATE, Inherited, Readiness, StartFailure, Streams};
 use crate::logs::LogWriter;
-use crate::plan::Plan;
+use crate::plan::{self, Plan};
 use crate::rootfs::{self, SharedDirectory};
 use crate::state::ExitRecord;
 use crate::store::{Entry, Store, lock};
@@ -316,7 +316,13 @@ impl Monitor {
         let shares = rootfs::assemble(&self.entry, plan).map_err(stage("rootfs"))?;
         let scene = self.scene(plan, &shares)?;
         let cgroup = enter_cgroup(plan)?;
-        let joined = Membership::join(&self.store, sandbox, &plan.id, &shares);
+        let joined = Membership::join(
+            &self.store,
+            sandbox,
+            &plan.id,
+            &shares,
+            plan::memory_limit(&plan.spec),
+        );
         let (member, agent) = joined.map_err(stage("join"))?;
         let jail = jail::enter().map_err(stage("jail"))?;
         let started = spawn(&member, plan)?;

@@ -2,6 +2,8 @@
 
 mod leaving;
 mod members;
+mod memory;
+mod saving;
 
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -28,6 +30,7 @@ struct Fake {
     ending: Arc<Mutex<Option<String>>>,
     streams: Sender<UnixStream>,
     shown: Arc<Mutex<Vec<String>>>,
+    memory: Arc<memory::Sizes>,
 }
 
 impl Guest for Fake {
@@ -62,6 +65,22 @@ impl Guest for Fake {
             .retain(|name| !names.contains(name));
     }
 
+    fn plug(&self, bytes: u64) {
+        self.memory.want(bytes);
+    }
+
+    fn plugged(&self) -> u64 {
+        self.memory.plugged()
+    }
+
+    fn plugs(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.memory.changed())
+    }
+
+    fn plug_refusal(&self) -> Option<String> {
+        Some("no more".to_owned())
+    }
+
     fn stop(&mut self) {
         self.ending
             .lock()
@@ -82,6 +101,8 @@ struct Bench {
     ending: Arc<Mutex<Option<String>>>,
     /// What the guest is shown beside its own.
     shown: Arc<Mutex<Vec<String>>>,
+    /// What it is to have and has beyond its first memory.
+    memory: Arc<memory::Sizes>,
     driver: JoinHandle<(ExitRecord, Vec<u8>)>,
 }
 
@@ -129,7 +150,7 @@ fn plan(change: impl FnOnce(&mut RunRequest)) -> Plan {
         memory_bytes: 1 << 40,
         ..HostFacts::default()
     };
-    crate::plan::plan(&request, identity, &settings, &facts).unwrap()
+    plan::plan(&request, identity, &settings, &facts).unwrap()
 }
 
 fn running() -> Record {
@@ -166,12 +187,13 @@ fn patient_bench(change: impl FnOnce(&mut RunRequest), patience: Duration) -> Be
     let (streams_in, streams) = mpsc::channel();
     let ended = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
     let ending = Arc::new(Mutex::new(None));
-    let shown = Arc::default();
+    let (shown, memory) = (Arc::default(), Arc::<memory::Sizes>::default());
     let guest = Fake {
         ended: Arc::clone(&ended),
         ending: Arc::clone(&ending),
         streams: streams_in,
         shown: Arc::clone(&shown),
+        memory: Arc::clone(&memory),
     };
     let listener = UnixListener::bind(directory.path().join("control.sock")).unwrap();
     let log_path = directory.path().join("log.json");
@@ -192,8 +214,7 @@ fn patient_bench(change: impl FnOnce(&mut RunRequest), patience: Duration) -> Be
         })
         .unwrap();
         let end = driver.run().unwrap();
-        let Finished { mut clients, .. } = driver.finish();
-        let (record, status) = record(end, None);
+        let (mut clients, (record, status)) = (driver.finish().clients, record(end, None));
         for client in &mut clients {
             client.tell_end(&record, status);
         }
@@ -212,10 +233,11 @@ fn patient_bench(change: impl FnOnce(&mut RunRequest), patience: Duration) -> Be
         ended,
         ending,
         shown,
+        memory,
         driver,
     };
-    let started = Some(Frame::Started { pid: 7 });
-    assert_eq!(bench.client.receive().unwrap(), started);
+    let started = bench.client.receive().unwrap();
+    assert_eq!(started, Some(Frame::Started { pid: 7 }));
     bench
 }
 
@@ -537,61 +559,4 @@ fn memory_that_ran_out_is_told_to_who_waits_for_it() {
     let ended = control::answer(&until_the_end).unwrap();
     assert!(matches!(ended, Reply::Ended(_)), "{ended:?}");
     bench.driver.join().unwrap();
-}
-
-/// Asks for a checkpoint, and has the agent asked to have its processes stand still.
-fn saving(bench: &mut Bench) -> UnixStream {
-    let ground = serde_json::json!({"epoch": 1, "host": "a kernel", "processor": 7});
-    let line = control::request_line(Request::Checkpoint { ground }).unwrap();
-    let (socket, file) = (bench.control(), tempfile::tempfile().unwrap());
-    control::send_with_fds(&socket, &line, &[file.as_fd()]).unwrap();
-    let question = asked(&mut bench.questions);
-    assert_eq!(question, hull_proto::Request::StandStill);
-    socket
-}
-
-#[test]
-fn a_container_that_is_not_saved_goes_on() {
-    let image = crate::request::Image {
-        reference: "image".to_owned(),
-        id: String::new(),
-        config: oci_spec::image::ImageConfiguration::default(),
-        layers: Vec::new(),
-    };
-    let mut bench = bench(|request| request.root = Root::Image(image));
-    let goes_on = hull_proto::Request::GoOn { identity: None };
-    let refusal = |socket: &UnixStream| control::answer(socket).unwrap_err().to_string();
-    // This guest's machine is none.
-    let client = saving(&mut bench);
-    for request in [Request::Pause, Request::Stats, Request::Exec] {
-        let other = bench.control();
-        control::ask(&other, request).unwrap();
-        assert!(refusal(&other).contains("checkpoint"));
-    }
-    answer(&mut bench.questions, &hull_proto::Reply::Ok);
-    let why = refusal(&client);
-    assert!(why.contains("can't be saved"), "{why}");
-    assert_eq!(asked(&mut bench.questions), goes_on);
-    answer(&mut bench.questions, &hull_proto::Reply::Ok);
-    // Processes that don't stand still, and a client that leaves meanwhile.
-    let client = saving(&mut bench);
-    let message = "stuck".to_owned();
-    answer(&mut bench.questions, &hull_proto::Reply::Error { message });
-    assert!(refusal(&client).contains("stuck"));
-    assert_eq!(asked(&mut bench.questions), goes_on);
-    answer(&mut bench.questions, &hull_proto::Reply::Ok);
-    drop(saving(&mut bench));
-    assert_eq!(asked(&mut bench.questions), goes_on);
-    for _ in 0..2 {
-        answer(&mut bench.questions, &hull_proto::Reply::Ok);
-    }
-    // Without a file there is nothing to save it to.
-    let ground = serde_json::json!({"epoch": 1, "host": "", "processor": 7});
-    let client = bench.control();
-    control::ask(&client, Request::Checkpoint { ground }).unwrap();
-    assert!(refusal(&client).contains("no file"));
-    bench.exit(0);
-    assert_eq!(asked(&mut bench.questions), hull_proto::Request::PutAway);
-    answer(&mut bench.questions, &hull_proto::Reply::Ok);
-    assert_eq!(bench.driver.join().unwrap().0.code, 0);
 }

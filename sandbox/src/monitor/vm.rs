@@ -16,7 +16,8 @@ use hull_vmm::machine::{BuildError, Host, Machine, MachineState, Moment, SaveErr
 use hull_vmm::memory::{MemoryImage, WorkingSet};
 use hull_vmm::outcome::VmExit;
 use hull_vmm::spec::{
-    BlockSpec, DeviceSpec, FsSpec, MemoryBacking, MemorySpec, NetSpec, SpecError, VmSpec, VsockSpec,
+    BlockSpec, DeviceSpec, FsSpec, MemSpec, MemoryBacking, MemorySpec, NetSpec, SpecError, VmSpec,
+    VsockSpec,
 };
 use hull_vmm::virtio::fs::{CachePolicy, FsExport, FsLimits, FsStats};
 use hull_vmm::virtio::net::{SetOffloads, Tap, Traffic};
@@ -145,6 +146,10 @@ fn spec(vm: &PlannedVm, network: &Joined, backing: MemoryBacking) -> VmSpec {
         })
     }));
     devices.extend([DeviceSpec::Balloon, DeviceSpec::Rng]);
+    if vm.growth_bytes > 0 {
+        let region_bytes = vm.growth_bytes;
+        devices.push(DeviceSpec::Mem(MemSpec { region_bytes }));
+    }
     VmSpec {
         vcpus: vm.vcpus,
         memory: MemorySpec {
@@ -408,6 +413,25 @@ impl Guest for Vm {
         if let Some(tree) = self.machine.shares() {
             tree.remove(names);
         }
+    }
+
+    fn plug(&self, bytes: u64) {
+        self.machine.request_memory(bytes);
+    }
+
+    fn plugged(&self) -> u64 {
+        self.machine.extent().map_or(0, |extent| {
+            extent.hear();
+            extent.plugged()
+        })
+    }
+
+    fn plugs(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.machine.extent()?.changed())
+    }
+
+    fn plug_refusal(&self) -> Option<String> {
+        self.machine.extent()?.refusal()
     }
 
     fn stop(&mut self) {

@@ -22,7 +22,7 @@ use super::{
 };
 
 /// What a guest's kernel and agent take of its memory, in bytes: given beside the limit.
-const GUEST_OVERHEAD: u64 = 48 << 20;
+pub(super) const GUEST_OVERHEAD: u64 = 48 << 20;
 
 /// Descriptors that a process of a guest may have at most: its kernel's `fs.nr_open`.
 const MOST_DESCRIPTORS: u64 = 1 << 20;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Plan;
-use super::limits::{CgroupFiles, Update};
+use super::limits::{CgroupFiles, Update, growth, memory_limit};
 
 /// All changes so far, as `limits.json` holds them.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -38,6 +38,10 @@ impl Plan {
             let planned = linux.resources().clone().unwrap_or_default();
             linux.set_resources(Some(merged(&planned, &limits.guest)?));
         }
+        // What its VM grew to while it ran, it begins with.
+        let more = growth(&self.vm, memory_limit(&self.spec).unwrap_or(0));
+        self.vm.memory_bytes += more;
+        self.vm.growth_bytes -= more;
         // A checkpoint's plan has those that it was taken with.
         let before = self.limits.take().unwrap_or_default();
         let (guest, host) = (limits.guest, limits.host);
@@ -113,5 +117,18 @@ mod tests {
         let written: Vec<_> = written.iter().map(|(f, v)| (&**f, &**v)).collect();
         assert_eq!(written[0], ("cpu.max", "50000 100000"));
         assert_eq!(written[1..], files);
+    }
+
+    #[test]
+    fn a_limit_that_its_vm_grew_for_is_what_it_begins_with() {
+        let mut plan = crate::plan::tests::sample();
+        plan.vm.growth_bytes = 4 << 30;
+        let (had, most) = (plan.vm.memory_bytes, plan.vm.memory_bytes + (4 << 30));
+        let change = json!({"memory": {"limit": had + (1 << 30)}});
+        let change = serde_json::from_value(change).unwrap();
+        let limits = Limits::default().and(&update(&change, &plan).unwrap());
+        let later = plan.limited(limits.unwrap()).unwrap();
+        assert!(later.vm.memory_bytes > had + (1 << 30));
+        assert_eq!(later.vm.memory_bytes + later.vm.growth_bytes, most);
     }
 }

@@ -10,8 +10,12 @@ use oci_spec::runtime::{
 };
 
 use hull_proto::weight_of_shares;
+use hull_vmm::spec::MEM_UNIT_BYTES;
+use serde::Deserialize;
+use serde_json::Value;
 
-use super::{Plan, PlanError};
+use super::bundle::GUEST_OVERHEAD;
+use super::{Plan, PlanError, PlannedVm, machine};
 
 /// The period of a quota that names none, in microseconds: the kernel's default.
 const DEFAULT_PERIOD_US: u32 = 100_000;
@@ -42,17 +46,17 @@ pub(crate) struct Update {
 /// If its VM can't be given that.
 pub(crate) fn update(asked: &LinuxResources, plan: &Plan) -> Result<Update, PlanError> {
     let memory = asked.memory().as_ref();
-    let has = plan.vm.memory_bytes;
+    let most = plan.vm.memory_bytes.saturating_add(plan.vm.growth_bytes);
     for limit in memory
         .into_iter()
         .flat_map(|m| [m.limit(), m.reservation()])
     {
         let limit = limit.and_then(|limit| u64::try_from(limit).ok());
-        if let Some(limit) = limit.filter(|&limit| limit > has) {
+        if let Some(limit) = limit.filter(|&limit| limit > most) {
             return Err(PlanError::Update(format!(
-                "memory of {} MiB: its virtual machine was started with {} MiB",
+                "memory of {} MiB: its virtual machine can have {} MiB on this host",
                 limit >> 20,
-                has >> 20
+                most >> 20
             )));
         }
     }
@@ -78,6 +82,37 @@ pub(crate) fn update(asked: &LinuxResources, plan: &Plan) -> Result<Update, Plan
         guest: in_guest(asked)?,
         host,
     })
+}
+
+/// What the processes of a container may use of its VM's memory, in bytes, if that is limited.
+pub(crate) fn memory_limit(spec: &Spec) -> Option<u64> {
+    limit_of(spec.linux().as_ref()?.resources().as_ref()?)
+}
+
+/// The same, of limits as the OCI runtime spec writes them.
+pub(crate) fn memory_limit_of(resources: &Value) -> Option<u64> {
+    limit_of(&LinuxResources::deserialize(resources).ok()?)
+}
+
+fn limit_of(resources: &LinuxResources) -> Option<u64> {
+    let limit = resources.memory().as_ref()?.limit()?;
+    u64::try_from(limit).ok().filter(|&limit| limit > 0)
+}
+
+/// How much memory a VM that runs must have beyond that which it was started with, for its
+/// containers to use what their limits allow in sum: as far as it can have it.
+pub(crate) fn growth(vm: &PlannedVm, limits: u64) -> u64 {
+    let wanted = match limits {
+        0 => 0,
+        limits => limits.saturating_add(GUEST_OVERHEAD),
+    };
+    let missing = wanted.saturating_sub(vm.memory_bytes);
+    // A guest describes memory by the unit, and takes 1/64 of it for that, from what it has.
+    let description = MEM_UNIT_BYTES / 64;
+    let units = missing.div_ceil(MEM_UNIT_BYTES - description);
+    let all = missing.saturating_add(units.saturating_mul(description));
+    all.min(vm.growth_bytes)
+        .next_multiple_of(machine::MEMORY_UNIT)
 }
 
 /// What the guest itself limits: what it has and what names nothing of the host's.
@@ -191,7 +226,7 @@ pub(super) fn processors(cpu: &LinuxCpu) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -240,13 +275,41 @@ mod tests {
     }
 
     #[test]
-    fn a_running_vm_gets_no_more_than_it_has() {
-        let plan = crate::plan::tests::sample();
-        let mib = plan.vm.memory_bytes >> 20;
+    fn a_vm_grows_by_what_its_containers_need() {
+        let mut vm = crate::plan::tests::vm();
+        let mib = |vm: &PlannedVm, limits: u64| growth(vm, limits << 20) >> 20;
+        (vm.memory_bytes, vm.growth_bytes) = (176 << 20, 4 << 30);
+        // With what describes it: 2 MiB for each begun 126.
+        for (limits, more) in [
+            (0, 0),
+            (100, 0),
+            (128, 0),
+            (129, 4),
+            (128 + 126, 128),
+            (128 + 127, 131 + 1),
+            (512, 384 + 8),
+            (8 << 10, 4 << 10),
+        ] {
+            assert_eq!(mib(&vm, limits), more, "{limits}");
+        }
+        assert_eq!(growth(&vm, u64::MAX), vm.growth_bytes);
+        vm.growth_bytes = 0;
+        assert_eq!(mib(&vm, 512), 0);
+        let limits = |json: Value| memory_limit_of(&json!({"memory": json}));
+        assert_eq!(limits(json!({"limit": 5})), Some(5));
+        assert_eq!(limits(json!({"limit": -1})), None);
+        assert_eq!(limits(json!({"reservation": 5})), None);
+    }
+
+    #[test]
+    fn a_running_vm_gets_no_more_than_it_can_have() {
+        let mut plan = crate::plan::tests::sample();
+        plan.vm.growth_bytes = 1 << 30;
+        let most = plan.vm.memory_bytes + plan.vm.growth_bytes;
         for (asked, words) in [
             (
-                json!({"memory": {"limit": plan.vm.memory_bytes + 1}}),
-                format!("started with {mib} MiB"),
+                json!({"memory": {"limit": most + 1}}),
+                format!("can have {} MiB on this host", most >> 20),
             ),
             (
                 json!({"cpu": {"quota": 100_001 * u64::from(plan.vm.vcpus)}}),
@@ -257,7 +320,7 @@ mod tests {
             assert!(error.ends_with(&words), "{error}");
         }
         for fine in [
-            json!({"memory": {"limit": plan.vm.memory_bytes}}),
+            json!({"memory": {"limit": most}}),
             json!({"memory": {"limit": -1}, "cpu": {"quota": -1}}),
             json!({"cpu": {"quota": 100_000 * u64::from(plan.vm.vcpus)}}),
             json!({}),

@@ -1,5 +1,7 @@
 //! The virtual machine's shape: processors, memory, kernel and its command line.
 
+use hull_vmm::spec::{MAX_MEMORY_BYTES, MEM_UNIT_BYTES};
+
 use crate::request::{Root, RunRequest};
 use crate::scratch;
 use crate::settings::Settings;
@@ -21,7 +23,7 @@ pub(super) const MAX_SCRATCH_BYTES: u64 = 8 << 40;
 const SCRATCH_UNIT: u64 = 1 << 20;
 
 /// Guest memory comes in pages of this size, in bytes.
-const MEMORY_UNIT: u64 = 2 << 20;
+pub(super) const MEMORY_UNIT: u64 = 2 << 20;
 
 /// The smallest and the largest window.
 const LEAST_WINDOW_BYTES: u64 = 64 << 20;
@@ -37,10 +39,12 @@ const MEMORY_PER_INODE: u64 = 128 << 10;
 /// What every word is for is written in `kernel-config/README.md`. No user data is in here.
 const CMDLINE: &str = "console=hvc0 quiet reboot=k rcupdate.rcu_expedited=1 noreplace-smp \
     initcall_blacklist=slab_late_init dummy.numdummies=0 tsc=reliable \
-    sysctl.vm.compaction_proactiveness=0 swiotlb=noforce";
+    sysctl.vm.compaction_proactiveness=0 swiotlb=noforce \
+    memory_hotplug.online_policy=auto-movable";
 const CMDLINE_DEBUG: &str = "console=hvc0 console=ttyS0 earlyprintk=ttyS0,115200 loglevel=8 \
     reboot=k rcupdate.rcu_expedited=1 dummy.numdummies=0 tsc=reliable \
-    sysctl.vm.compaction_proactiveness=0 swiotlb=noforce";
+    sysctl.vm.compaction_proactiveness=0 swiotlb=noforce \
+    memory_hotplug.online_policy=auto-movable";
 
 /// Decides everything about the VM alone.
 pub(crate) fn plan(
@@ -64,6 +68,7 @@ pub(crate) fn plan(
             // Whoever made it may change it.
             Root::Directory(_) => 0,
         },
+        growth_bytes: growth(memory_bytes, facts),
         kernel: if request.debug {
             assets.kernel_debug.clone()
         } else {
@@ -144,6 +149,13 @@ fn window(memory_bytes: u64) -> u64 {
         .clamp(LEAST_WINDOW_BYTES, MOST_WINDOW_BYTES)
 }
 
+/// What is left of the host's, in whole units in which a guest adds memory: what the host itself
+/// needs isn't ours to know.
+fn growth(memory_bytes: u64, facts: &HostFacts) -> u64 {
+    let left = facts.memory_bytes.saturating_sub(memory_bytes);
+    left.min(MAX_MEMORY_BYTES) / MEM_UNIT_BYTES * MEM_UNIT_BYTES
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -178,6 +190,12 @@ mod tests {
             [64, 200, 202, 512, 8192].map(mib),
             [64, 100, 102, 256, 1024]
         );
+    }
+
+    #[test]
+    fn it_can_grow_to_what_the_host_has() {
+        let mib = |memory: u64| growth(memory << 20, &facts()) >> 20;
+        assert_eq!([64, 512, 4000, 4096, 8192].map(mib), [3968, 3584, 0, 0, 0]);
     }
 
     #[test]

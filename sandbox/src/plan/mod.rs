@@ -34,11 +34,12 @@ use crate::signal::{SignalError, parse_signal};
 pub(crate) use bundle::{bind_sources, guest_process, plan as plan_bundle};
 pub use cgroup::PlannedCgroup;
 pub use kept::Limits;
-pub(crate) use limits::{Update, update};
+pub(crate) use limits::{Update, growth, memory_limit, memory_limit_of, update};
 pub use machine::MIN_MEMORY_BYTES;
 use machine::{MAX_SCRATCH_BYTES, MIN_SCRATCH_BYTES};
 pub(crate) use machine::{plan as machine, scratch};
 pub use pod::PodFacts;
+pub(crate) use pod::is_sandbox;
 pub use shape::{Export, ExportSource, Plan, PlannedImage, PlannedRoot, PlannedScratch, PlannedVm};
 pub(crate) use shape::{FILE_NAME, IDENTITY_NAME, ROOT_NAME};
 

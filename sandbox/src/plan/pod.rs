@@ -61,7 +61,7 @@ pub(crate) fn neighbours(spec: &Spec) -> impl Iterator<Item = u32> {
 }
 
 /// Whether this is the container that holds a pod's sandbox, by its annotations.
-pub(super) fn is_sandbox(spec: &Spec) -> bool {
+pub(crate) fn is_sandbox(spec: &Spec) -> bool {
     let Some(annotations) = spec.annotations() else {
         return false;
     };

@@ -156,6 +156,9 @@ pub struct PlannedVm {
     /// Bytes of the guest's address space in which it sees files of unchanging shares.
     #[serde(default)]
     pub window_bytes: u64,
+    /// The most memory that it can be given beyond that while it runs, in bytes.
+    #[serde(default)]
+    pub growth_bytes: u64,
     /// The guest kernel.
     pub kernel: PathBuf,
     /// The guest's first root.

@@ -59,6 +59,8 @@ pub(crate) struct Key {
     pub(crate) has_scratch_open: bool,
     pub(super) memory_bytes: u64,
     window_bytes: u64,
+    /// What its memory device has room for.
+    growth_bytes: u64,
 }
 
 /// What a guest stands on that was saved while it ran: all else it has with it.
@@ -153,6 +155,7 @@ impl Key {
             has_scratch_open: is_first && vm.scratch.is_some(),
             memory_bytes: vm.memory_bytes,
             window_bytes: vm.window_bytes,
+            growth_bytes: vm.growth_bytes,
         })
     }
 
@@ -166,7 +169,7 @@ impl Key {
         }
         (&self.cmdline, self.vcpus, self.cards, self.cards_wait).hash(&mut hasher);
         (self.scratch_bytes, self.has_scratch_open).hash(&mut hasher);
-        (self.memory_bytes, self.window_bytes).hash(&mut hasher);
+        (self.memory_bytes, self.window_bytes, self.growth_bytes).hash(&mut hasher);
         format!("{:016x}", hasher.finish())
     }
 }
@@ -207,6 +210,7 @@ pub(super) fn sample(memory_bytes: u64) -> Key {
         has_scratch_open: false,
         memory_bytes,
         window_bytes: 0,
+        growth_bytes: 0,
     }
 }
 
@@ -219,7 +223,7 @@ mod tests {
         let key = sample(64 << 20);
         assert!(is_name(&key.name()));
         assert_eq!(key.name(), key.clone().name());
-        let changes: [fn(&mut Key); 12] = [
+        let changes: [fn(&mut Key); 13] = [
             |key| key.epoch += 1,
             |key| key.host.push('x'),
             |key| key.processor += 1,
@@ -232,6 +236,7 @@ mod tests {
             |key| key.scratch_bytes += 1,
             |key| key.has_scratch_open = true,
             |key| key.window_bytes += 1,
+            |key| key.growth_bytes += 1,
         ];
         for change in changes {
             let mut other = key.clone();

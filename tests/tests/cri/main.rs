@@ -8,6 +8,7 @@
 
 mod containerd;
 mod kills;
+mod memory;
 mod node;
 mod releases;
 mod sandboxes;

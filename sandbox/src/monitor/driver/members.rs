@@ -27,18 +27,36 @@ pub(in crate::monitor) struct Member {
     asked: VecDeque<u64>,
 }
 
+impl Member {
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The agent's answer to this question is for it.
+    pub(super) fn awaits(&mut self, number: u64) {
+        self.asked.push_back(number);
+    }
+}
+
 /// One that left, until the agent has ended what it left.
 #[derive(Debug)]
 pub(super) struct Parting {
     number: u64,
+    id: String,
     names: Vec<String>,
     /// Open for as long as its monitor is to wait.
     _socket: Option<UnixStream>,
 }
 
 impl Driver<'_> {
-    /// Shows the guest what a container brings.
-    pub(super) fn join(&mut self, client: &mut Client, id: String, shares: Vec<JoiningShare>) {
+    /// Shows the guest what a container brings, and has it have as much memory as that may use.
+    pub(super) fn join(
+        &mut self,
+        client: &mut Client,
+        id: String,
+        shares: Vec<JoiningShare>,
+        limit: Option<u64>,
+    ) {
         if self.plan.sandbox.is_some() {
             return client.refuse("its virtual machine is another container's");
         }
@@ -60,13 +78,24 @@ impl Driver<'_> {
             ));
         }
         self.members += 1;
-        client.answer(&Reply::Ok);
+        if !self.makes_room(&id, limit) {
+            client.answer(&Reply::Ok);
+        }
         client.role = Role::Member(Member {
             id,
             names,
             lines: LineDecoder::default(),
             asked: VecDeque::new(),
         });
+    }
+
+    /// Takes back what a container brought that can't stay.
+    pub(super) fn unjoin(&mut self, client: &mut Client) {
+        if let Role::Member(member) = std::mem::replace(&mut client.role, Role::Leaving) {
+            self.members -= 1;
+            self.guest.hide(&member.names);
+            self.free_room(&member.id);
+        }
     }
 
     /// Whether the guest is others', too.
@@ -79,12 +108,13 @@ impl Driver<'_> {
         let Role::Member(member) = &mut client.role else {
             return;
         };
-        loop {
+        // Answers come in the order of the questions: what follows one that must wait waits, too.
+        while !self.memory.is_pending(&member.id) {
             match member.lines.take::<Request>() {
                 Ok(None) => return,
                 Ok(Some(request)) if subject(&request) == Some(&member.id) => {
-                    match self.questions.ask(&request) {
-                        Ok(number) => member.asked.push_back(number),
+                    match self.update_member(&member.id, &request) {
+                        Ok(number) => member.asked.extend(number),
                         Err(_) => return client.peer.mark_gone(),
                     }
                 }
@@ -93,11 +123,21 @@ impl Driver<'_> {
         }
     }
 
+    /// As [`Self::pass_on`], for those that had to wait.
+    pub(super) fn pass_on_more(&mut self) {
+        let mut clients = std::mem::take(&mut self.clients);
+        for client in &mut clients {
+            self.pass_on(client);
+        }
+        self.clients = clients;
+    }
+
     /// The agent's answer to a member's question; `false` if it is none.
     pub(super) fn answer_member(&mut self, number: u64, reply: &hull_proto::Reply) -> bool {
         if let Some(index) = self.parting.iter().position(|known| known.number == number) {
             let parted = self.parting.swap_remove(index);
             self.guest.hide(&parted.names);
+            self.free_room(&parted.id);
             return true;
         }
         for client in &mut self.clients {
@@ -123,13 +163,18 @@ impl Driver<'_> {
         };
         self.members -= 1;
         // Without an agent there is no process either.
-        match self.questions.ask(&Request::Remove { id: member.id }) {
+        let id = member.id.clone();
+        match self.questions.ask(&Request::Remove { id }) {
             Ok(number) => self.parting.push(Parting {
                 number,
+                id: member.id,
                 names: member.names,
                 _socket: client.peer.socket().try_clone().ok(),
             }),
-            Err(_) => self.guest.hide(&member.names),
+            Err(_) => {
+                self.guest.hide(&member.names);
+                self.free_room(&member.id);
+            }
         }
     }
 }

@@ -7,12 +7,14 @@
 //! held ── Release, Started ──► running ◄── Resume, Pause ──► paused
 //! ```
 
+use std::io;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use hull_proto::{Failure, FailureKind, Frame};
+use hull_proto::{Failure, FailureKind, Frame, PROCESS_PORT};
 use jiff::Timestamp;
 
-use crate::control::{Reply, Report};
+use crate::control::{self, Reply, Report};
 use crate::plan::Plan;
 use crate::state::{Phase, Running};
 use crate::store::{Entry, StoreError};
@@ -68,6 +70,22 @@ impl Record {
 }
 
 impl Driver<'_> {
+    /// Hands a stream to the agent over and steps out of the way.
+    pub(super) fn exec(&mut self, client: &mut Client) {
+        let stream = match self.guest.connect(PROCESS_PORT) {
+            Ok(stream) => stream,
+            Err(error) => return client.refuse(&format!("cannot reach the agent: {error}")),
+        };
+        let sent = control::line(&Reply::Ok)
+            .map_err(io::Error::other)
+            .and_then(|line| {
+                control::send_with_fds(client.peer.socket(), &line, &[stream.as_fd()])
+            });
+        client.role = Role::Leaving;
+        if sent.is_err() {
+            client.peer.mark_gone();
+        }
+    }
     /// When the first process started.
     pub(in crate::monitor) fn started_at(&self) -> Timestamp {
         self.record.running.started_at

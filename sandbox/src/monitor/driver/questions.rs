@@ -19,6 +19,7 @@ use crate::state::Phase;
 use super::super::boot::Agent;
 use super::super::client::{Client, Role, Then};
 use super::super::peer::Peer;
+use super::memory::GROWTH_PATIENCE;
 use super::saving::{BUSY, Saving};
 use super::{Driver, interest};
 
@@ -127,7 +128,13 @@ impl Driver<'_> {
         }
         match self.questions.ask(request) {
             Ok(number) => {
-                let until = Instant::now() + self.questions.patience;
+                let mut until = Instant::now() + self.questions.patience;
+                if self.plan.sandbox.is_some()
+                    && matches!(request, hull_proto::Request::Update { .. })
+                {
+                    // The sandbox's monitor may have the guest grow first.
+                    until += self.questions.patience * GROWTH_PATIENCE;
+                }
                 client.role = Role::Questioning {
                     number,
                     until,
@@ -149,6 +156,7 @@ impl Driver<'_> {
                 self.stands_still(reply);
                 continue;
             }
+            self.limit_answered(number, &reply);
             let leaving = self.leaving.as_mut();
             if leaving.is_some_and(|leaving| leaving.hears(number))
                 || self.answer_member(number, &reply)
@@ -189,6 +197,7 @@ impl Driver<'_> {
             }
             client.reply(&reply);
         }
+        self.pass_on_more();
         if self.questions.peer.is_gone() {
             let why = "the guest's agent closed its control stream";
             self.refuse_questions(|_| true, why);
@@ -203,7 +212,12 @@ impl Driver<'_> {
             _ => None,
         };
         let saving = self.saving.as_ref().and_then(Saving::until);
-        self.clients.iter().filter_map(until).chain(saving).min()
+        self.clients
+            .iter()
+            .filter_map(until)
+            .chain(saving)
+            .chain(self.memory.until())
+            .min()
     }
 
     /// Gives up on questions that the guest takes too long to answer.

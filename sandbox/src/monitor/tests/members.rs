@@ -13,6 +13,7 @@ fn join(bench: &Bench, id: &str) -> UnixStream {
             name,
             read_only: false,
         }],
+        memory_bytes: None,
     };
     let line = control::request_line(request);
     let directory = File::open("/").unwrap();
