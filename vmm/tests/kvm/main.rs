@@ -10,6 +10,7 @@
     reason = "test code: a failure is the test's"
 )]
 
+mod memory;
 mod window;
 
 use std::collections::BTreeMap;

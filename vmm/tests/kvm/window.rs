@@ -14,7 +14,7 @@ use super::{PATIENCE, Paper, RESET, built_kernel, have_kvm, host, kernel_of};
 
 const WINDOW_BYTES: u64 = 32 << 20;
 /// Static, and larger than a chunk of the window or nearly so.
-const BUSYBOX: &str = "/bin/busybox";
+pub(super) const BUSYBOX: &str = "/bin/busybox";
 
 fn spec(window: u64) -> VmSpec {
     VmSpec {
@@ -98,7 +98,7 @@ fn a_guest_that_reaches_where_nothing_is_shown_ends_alone() {
 }
 
 /// An archive of `files` for a guest's first root, as the kernel unpacks it (cpio, "newc").
-fn initrd(files: &[(&str, u32, &[u8])]) -> File {
+pub(super) fn initrd(files: &[(&str, u32, &[u8])]) -> File {
     let mut archive = Vec::new();
     let end: [(&str, u32, &[u8]); 1] = [("TRAILER!!!", 0, &[])];
     for (number, (name, mode, content)) in (1_usize..).zip(files.iter().chain(&end)) {
