@@ -374,6 +374,20 @@ fn dockers_commands_say_the_same() {
     );
     let stats = hull.cmd(["stats", "--no-stream", "half"]).output().ok();
     assert!(stats.contains(" / 100MiB"), "{stats}");
+
+    // More than its machine was started with: that is given, and stands against a checkpoint.
+    hull.cmd(["update", "-m", "700m", "half"]).output().ok();
+    let total = ["exec", "half", "grep", "MemTotal", "/proc/meminfo"];
+    let total = hull.cmd(total).output().ok();
+    let kib = total.split_whitespace().nth(1).unwrap();
+    assert!(kib.parse::<u64>().unwrap() >= 700 << 10, "{total}");
+    let directory = text(&hull.path().join("checkpoint"));
+    let refused = hull.cmd(["checkpoint", "half", &directory]).output();
+    assert!(
+        refused.code != 0 && refused.errors().contains("of memory beyond"),
+        "{:?}",
+        refused.all()
+    );
     hull.cmd(["rm", "-f", "half"]).output().ok();
 }
 

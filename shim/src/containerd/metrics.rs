@@ -15,13 +15,20 @@ const NAME: &str = "io.containerd.cgroups.v2.Metrics";
 /// How no limit is written.
 const NO_LIMIT: u64 = u64::MAX;
 
-/// What all of a guest's containers have used together, of its memory. What no sum tells, their
-/// peaks and limits, is left out.
-pub(crate) fn total(all: &[CgroupStats], memory_bytes: u64) -> CgroupStats {
-    let mut sum = json!(CgroupStats::default());
-    for one in all {
+/// What a sandbox's holder and its containers have used together, of the memory that their guest
+/// was started with or has grown to, for the containers' limits. What no sum tells, their peaks and
+/// limits, is left out.
+pub(crate) fn total(
+    holder: &CgroupStats,
+    containers: &[CgroupStats],
+    memory_bytes: u64,
+) -> CgroupStats {
+    let mut sum = json!(holder);
+    for one in containers {
         add(&mut sum, &json!(one));
     }
+    let limits = containers.iter().filter_map(|one| one.memory.limit);
+    let memory_bytes = memory_bytes.max(limits.fold(0, u64::saturating_add));
     let mut total: CgroupStats = serde_json::from_value(sum).unwrap_or_default();
     (total.memory.peak, total.memory.swap_peak) = (0, 0);
     (total.memory.limit, total.memory.swap_limit) = (Some(memory_bytes), None);
@@ -172,10 +179,13 @@ mod tests {
         (one.cpu.usage_usec, one.memory.usage, one.memory.stat.anon) = (5, 100, 60);
         (one.memory.limit, one.memory.peak, one.pids.current) = (Some(9), 300, 2);
         one.io.push(hull_sandbox::IoStats::default());
-        let sum = total(&[one.clone(), one, CgroupStats::default()], 1 << 29);
+        let others = [one.clone(), CgroupStats::default()];
+        let sum = total(&one, &others, 1 << 29);
         assert_eq!((sum.cpu.usage_usec, sum.memory.usage), (10, 200));
         assert_eq!((sum.memory.stat.anon, sum.pids.current), (120, 4));
         assert_eq!((sum.memory.limit, sum.memory.peak), (Some(1 << 29), 0));
         assert_eq!(sum.io.len(), 2);
+        // A guest that has grown has room for all its containers.
+        assert_eq!(total(&one, &others, 8).memory.limit, Some(9));
     }
 }

@@ -184,7 +184,7 @@ impl Sandbox {
         read.map_err(|error| Fault::of_engine("cannot reach the sandbox's monitor", error))
     }
 
-    /// Bytes that its guest has.
+    /// Bytes of memory that its guest was started with.
     pub(crate) fn memory_bytes(&self) -> u64 {
         self.container.plan().vm.memory_bytes
     }

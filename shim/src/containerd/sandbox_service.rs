@@ -156,8 +156,8 @@ impl Calls for Service {
         // Those of containers that have just ended are nobody's any more.
         let others = self.all_tasks().into_iter();
         let others = others.filter_map(|task| task.stats().ok());
-        let all: Vec<_> = std::iter::once(holder).chain(others).collect();
-        let total = metrics::total(&all, sandbox.memory_bytes());
+        let others: Vec<_> = others.collect();
+        let total = metrics::total(&holder, &others, sandbox.memory_bytes());
         let mut response = SandboxMetricsResponse::default();
         let metrics = response.metrics.mut_or_insert_default();
         metrics.timestamp = MessageField::some(SystemTime::now().into());

@@ -153,7 +153,8 @@ pub struct Machine {
     shares: Option<Shares>,
     outcome: Arc<Outcome>,
     memory_file: Option<Arc<File>>,
-    observer: Option<Observer>,
+    /// What sees which pages of its first memory are touched, and that memory.
+    observer: Option<(Observer, GuestRam)>,
     moment: Option<Moment>,
     extent: Option<Arc<Extent>>,
     memory: ChangingRam,
@@ -415,7 +416,8 @@ impl Machine {
     /// What a machine that was restored without a [`Host::working_set`] has touched up to now.
     #[must_use]
     pub fn observed(&self) -> Option<WorkingSet> {
-        self.observer.as_ref()?.seen(&self.ram()).ok()
+        let (observer, memory) = self.observer.as_ref()?;
+        observer.seen(memory).ok()
     }
 
     /// The content of guest memory, to be read while the machine is paused.

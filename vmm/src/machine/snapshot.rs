@@ -125,7 +125,8 @@ impl Machine {
             }
             None => {
                 // A host that can't tell leaves every start as slow as this one.
-                machine.observer = Observer::new(&machine.ram()).ok();
+                let memory = machine.ram();
+                machine.observer = Observer::new(&memory).ok().map(|seeing| (seeing, memory));
                 machine.apply(state)?;
             }
         }
