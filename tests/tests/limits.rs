@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use hull_tests::hull::Hull;
 use hull_tests::image::Image;
-use hull_tests::process::{Process, Running};
+use hull_tests::process::{DEADLINE, Process, Running};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -204,7 +204,11 @@ fn memory_above_the_starts_comes_and_goes() {
     let Some(hull) = Hull::new() else { return };
     let limit = json!({"memory": {"limit": 96 << 20}});
     let bundle = Bundle::in_cgroup(&hull, "grows", HOLDS, &limit);
-    let mut run = bundle.run();
+    let directory = text(&bundle.directory());
+    let words = ["run", "-b", &directory, &bundle.id];
+    // It fills hundreds of MiB, twice, on a machine that may be emulated.
+    let run = bundle.oci(&words).stdin_open().deadline(3 * DEADLINE);
+    let mut run = run.spawn();
     run.await_stdout("up ");
     let status = format!("/proc/{}/status", bundle.monitor().as_raw_nonzero());
     let resident_mib = || -> u64 {
