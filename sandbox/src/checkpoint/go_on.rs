@@ -114,7 +114,12 @@ fn copy_of(saved: Plan, identity: Identity, request: &FromRequest) -> Result<Pla
             }
         }
     }
+    let mut vm = saved.vm;
+    if let Some(scratch) = &mut vm.scratch {
+        scratch.fleeting = request.auto_remove;
+    }
     Ok(Plan {
+        vm,
         id: identity.id,
         name: identity.name,
         created_at: identity.created_at,

@@ -188,7 +188,7 @@ fn make(maker: &Maker<'_>, key: &Key, console: BootLog, vm: &PlannedVm) -> Resul
     }
     let (machine, memory) = at_rest(&guest, Instant::now() + limit)?;
     let scratch = disk.as_ref().map(Content::of).transpose();
-    let guest = template::Guest {
+    let guest = template::SavedGuest {
         machine: &machine,
         scratch: scratch.map_err(RehearsalError::from)?,
     };

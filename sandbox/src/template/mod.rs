@@ -121,7 +121,7 @@ pub(crate) struct Template {
 
 /// A guest to be copied, but for its memory.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Guest<M> {
+pub(crate) struct SavedGuest<M> {
     pub(crate) machine: M,
     /// What it expects on its disk, if it has that mounted.
     pub(crate) scratch: Option<Content>,
@@ -188,7 +188,10 @@ impl Templates {
                 return Err(FileError::Wrong("it was made for something else"));
             }
             file::check_memory(&file, &header)?;
-            Ok((header.kernel, file::state::<Guest<MachineState>>(&state)?))
+            Ok((
+                header.kernel,
+                file::state::<SavedGuest<MachineState>>(&state)?,
+            ))
         });
         let (kernel, guest) = checked.map_err(|error| unusable(error.into()))?;
         let pages = fs::read(self.directory.join(name + PAGES)).ok();
@@ -365,7 +368,7 @@ impl Maker<'_> {
         key: &Key,
         kernel: &str,
         memory: &File,
-        guest: &Guest<&MachineState>,
+        guest: &SavedGuest<&MachineState>,
     ) -> Result<(), TemplateError> {
         let name = key.name();
         let file = self.fresh_file()?;

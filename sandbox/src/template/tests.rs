@@ -44,7 +44,7 @@ fn made(directory: &std::path::Path) -> (Templates, Key) {
 
 fn make(templates: &Templates, key: &Key) {
     let maker = templates.maker().unwrap().unwrap();
-    let guest = Guest {
+    let guest = SavedGuest {
         machine: &state(),
         scratch: Some(disk()),
     };
