@@ -3,6 +3,7 @@
 //! Owns: what changes add up to, and a plan as they make it. Refuses: to judge them, which was
 //! done when they were asked for.
 
+use hull_vmm::spec::MEM_UNIT_BYTES;
 use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -41,7 +42,8 @@ impl Plan {
         // What its VM grew to while it ran, it begins with.
         let more = growth(&self.vm, memory_limit(&self.spec).unwrap_or(0));
         self.vm.memory_bytes += more;
-        self.vm.growth_bytes -= more;
+        let left = self.vm.growth_bytes - more;
+        self.vm.growth_bytes = left / MEM_UNIT_BYTES * MEM_UNIT_BYTES;
         // A checkpoint's plan has those that it was taken with.
         let before = self.limits.take().unwrap_or_default();
         let (guest, host) = (limits.guest, limits.host);
@@ -123,12 +125,15 @@ mod tests {
     fn a_limit_that_its_vm_grew_for_is_what_it_begins_with() {
         let mut plan = crate::plan::tests::sample();
         plan.vm.growth_bytes = 4 << 30;
-        let (had, most) = (plan.vm.memory_bytes, plan.vm.memory_bytes + (4 << 30));
+        let had = plan.vm.memory_bytes;
         let change = json!({"memory": {"limit": had + (1 << 30)}});
         let change = serde_json::from_value(change).unwrap();
         let limits = Limits::default().and(&update(&change, &plan).unwrap());
         let later = plan.limited(limits.unwrap()).unwrap();
         assert!(later.vm.memory_bytes > had + (1 << 30));
-        assert_eq!(later.vm.memory_bytes + later.vm.growth_bytes, most);
+        let (has, left) = (later.vm.memory_bytes, later.vm.growth_bytes);
+        assert!(has + left <= had + (4 << 30) && has + left > had + (3 << 30));
+        // Of which a memory device can be made.
+        assert!(left.is_multiple_of(MEM_UNIT_BYTES), "{left}");
     }
 }
