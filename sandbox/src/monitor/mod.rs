@@ -37,7 +37,6 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc::Receiver;
-use std::thread;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -462,8 +461,6 @@ impl Monitor {
         if let Some(set) = still.observed().filter(|_| short) {
             self.base.learn(&set);
         }
-        // Those who were told go first: what is left to do is to free the guest's memory.
-        thread::yield_now();
         // Whoever adopted this process takes its end for the container's.
         ExitCode::from(record.code)
     }
