@@ -118,29 +118,18 @@ fn connections(listener: &TcpListener) {
 }
 
 /// Has both say what they have to, until both are done.
-fn converse(client: &TcpStream, host: &File) {
+fn converse(mut client: &TcpStream, mut host: &File) {
     thread::scope(|scope| {
         let back = thread::Builder::new().stack_size(STACK);
-        let back = back.spawn_scoped(scope, || {
-            let _ = pass(host, client);
+        let back = back.spawn_scoped(scope, move || {
+            let _ = io::copy(&mut host, &mut client);
             let _ = client.shutdown(Shutdown::Write);
         });
         if back.is_ok() {
-            let _ = pass(client, host);
+            let _ = io::copy(&mut client, &mut host);
         }
         let _ = rustix::net::shutdown(host, rustix::net::Shutdown::Write);
     });
-}
-
-fn pass(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
-    let mut chunk = [0; 4096];
-    loop {
-        match from.read(&mut chunk) {
-            Ok(0) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            count => to.write_all(&chunk[..count?])?,
-        }
-    }
 }
 
 fn ask(socket: &UdpSocket, mut host: &File, waiting: &Mutex<Waiting>) -> io::Result<()> {

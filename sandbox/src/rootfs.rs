@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags, statfs};
 use rustix::mount::{MountFlags, mount, mount_bind_recursive, mount_remount};
 
-pub(crate) use copy::{copy_content, copy_whole, each_run};
+pub(crate) use copy::{copy_content, copy_whole, each_run, next_run};
 
 use crate::names;
 use crate::plan::{Export, ExportSource, FILE_NAME, Plan, PlannedRoot};

@@ -220,10 +220,8 @@ impl PlannedScratch {
 
     /// A copy of the empty disk that has no name in `directory` yet.
     fn copy_in(&self, directory: &Path) -> Result<File, ScratchError> {
-        let path = self.pristine();
-        let pristine = File::open(&path).map_err(disk("open", &path))?;
         let copy = nameless(directory)?;
-        copy_content(&pristine, &copy, self.bytes).map_err(disk("copy", &path))?;
+        self.clear(&copy)?;
         Ok(copy)
     }
 }

@@ -247,20 +247,12 @@ impl Agent {
             interfaces: Vec::new(),
             resolver: false,
         };
-        match self.ask(guest, &request, limit)? {
-            Reply::Ok => Ok(()),
-            Reply::Error { message } => Err(BootError::Settle(message)),
-            _ => Err(BootError::Unexpected),
-        }
+        self.prepare(guest, &request, limit)
     }
 
     /// Has the agent do all that its guest's copies need not, and undo its setup.
     pub(super) fn settle(&mut self, guest: &dyn Guest, limit: Duration) -> Result<(), BootError> {
-        match self.ask(guest, &Request::Settle, limit)? {
-            Reply::Ok => Ok(()),
-            Reply::Error { message } => Err(BootError::Settle(message)),
-            _ => Err(BootError::Unexpected),
-        }
+        self.prepare(guest, &Request::Settle, limit)
     }
 
     /// Has the agent mount its guest's disk before any setup.
@@ -269,7 +261,17 @@ impl Agent {
         guest: &dyn Guest,
         limit: Duration,
     ) -> Result<(), BootError> {
-        match self.ask(guest, &Request::OpenScratch, limit)? {
+        self.prepare(guest, &Request::OpenScratch, limit)
+    }
+
+    /// Has the agent do what its guest's copies need not.
+    fn prepare(
+        &mut self,
+        guest: &dyn Guest,
+        request: &Request,
+        limit: Duration,
+    ) -> Result<(), BootError> {
+        match self.ask(guest, request, limit)? {
             Reply::Ok => Ok(()),
             Reply::Error { message } => Err(BootError::Settle(message)),
             _ => Err(BootError::Unexpected),

@@ -88,30 +88,19 @@ pub(super) fn answer(
 }
 
 /// Has both say what they have to, until both are done.
-fn converse(guest: &UnixStream, server: &TcpStream) -> io::Result<()> {
+fn converse(mut guest: &UnixStream, mut server: &TcpStream) -> io::Result<()> {
     guest.set_nonblocking(false)?;
     thread::scope(|scope| {
         let back = thread::Builder::new().stack_size(STACK);
-        back.spawn_scoped(scope, || {
-            let _ = pass(server, guest);
+        back.spawn_scoped(scope, move || {
+            let _ = io::copy(&mut server, &mut guest);
             let _ = guest.shutdown(Shutdown::Write);
         })?;
-        let passed = pass(guest, server);
+        let passed = io::copy(&mut guest, &mut server);
         // Its last answer may still be on its way.
         let _ = server.shutdown(Shutdown::Write);
-        passed
+        passed.map(drop)
     })
-}
-
-fn pass(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
-    let mut chunk = [0; 4096];
-    loop {
-        match from.read(&mut chunk) {
-            Ok(0) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            count => to.write_all(&chunk[..count?])?,
-        }
-    }
 }
 
 fn pass_questions(mut guest: &UnixStream, server: &UdpSocket) -> io::Result<()> {

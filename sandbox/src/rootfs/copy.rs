@@ -237,16 +237,29 @@ pub(crate) fn each_run(
     mut show: impl FnMut(std::ops::Range<u64>) -> io::Result<u64>,
 ) -> io::Result<()> {
     let mut at = 0;
-    while at < length {
-        let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
-            Ok(data) if data < length => data,
-            Ok(_) | Err(Errno::NXIO) => break,
-            Err(error) => return Err(error.into()),
-        };
-        let end = rustix::fs::seek(file, SeekFrom::Hole(data))?.min(length);
-        at = show(data..end)?;
+    while let Some(run) = next_run(file, at, length)? {
+        at = show(run)?;
     }
     Ok(())
+}
+
+/// Where the first `length` bytes of `file` next hold data, from `offset` on.
+pub(crate) fn next_run(
+    file: &File,
+    offset: u64,
+    length: u64,
+) -> io::Result<Option<std::ops::Range<u64>>> {
+    if offset >= length {
+        return Ok(None);
+    }
+    match rustix::fs::seek(file, SeekFrom::Data(offset)) {
+        Ok(data) if data < length => {
+            let end = rustix::fs::seek(file, SeekFrom::Hole(data))?;
+            Ok(Some(data..end.min(length)))
+        }
+        Ok(_) | Err(Errno::NXIO) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Copies one run of bytes; returns where it ended.

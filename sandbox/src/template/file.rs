@@ -18,11 +18,12 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use hull_vmm::memory::MemoryImage;
-use rustix::fs::{SeekFrom, Timespec, Timestamps, UTIME_NOW, futimens};
-use rustix::io::Errno;
+use rustix::fs::{Timespec, Timestamps, UTIME_NOW, futimens};
 use rustix::time::{ClockId, clock_gettime};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+use crate::rootfs::next_run;
 
 /// Digits of a CRC-32 and a newline, which follow the first word.
 const CRC: usize = 9;
@@ -109,7 +110,10 @@ pub(crate) struct Stored<'a> {
 
 impl Pages for Stored<'_> {
     fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
-        next_data(self.file, offset, self.length)
+        const WITHIN: u64 = PAGE as u64 - 1;
+        let next = next_run(self.file, offset, self.length)?;
+        // Memory is whole pages.
+        Ok(next.map(|run| (run.start & !WITHIN, (run.end + WITHIN) & !WITHIN)))
     }
 
     fn read_at(&self, pages: &mut [u8], offset: u64) -> io::Result<()> {
@@ -298,21 +302,4 @@ fn each_run(
 fn is_zero(page: &[u8]) -> bool {
     const ZERO: [u8; PAGE] = [0; PAGE];
     ZERO.get(..page.len()) == Some(page)
-}
-
-/// Where the file next holds data, from `offset` on, in whole pages.
-fn next_data(file: &File, offset: u64, length: u64) -> io::Result<Option<(u64, u64)>> {
-    const WITHIN: u64 = PAGE as u64 - 1;
-    if offset >= length {
-        return Ok(None);
-    }
-    match rustix::fs::seek(file, SeekFrom::Data(offset)) {
-        Ok(data) if data < length => {
-            let end = rustix::fs::seek(file, SeekFrom::Hole(data))?;
-            let end = ((end + WITHIN) & !WITHIN).min(length);
-            Ok(Some((data & !WITHIN, end)))
-        }
-        Ok(_) | Err(Errno::NXIO) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
 }
