@@ -110,7 +110,7 @@ pub(crate) fn assemble(entry: &Entry, plan: &Plan) -> Result<Vec<SharedDirectory
         .map_err(|error| at("mount a tmpfs at", &base)(error.into()))?;
     let root = root_directory(plan, &base)?;
     let mut shares = vec![SharedDirectory {
-        name: plan.root_name().to_owned(),
+        name: plan.root_name(),
         directory: open(&root)?,
         // The guest writes to its own disk.
         read_only: matches!(plan.root, PlannedRoot::Layers(_)),

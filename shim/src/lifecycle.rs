@@ -60,7 +60,7 @@ fn running(container: &Container) -> anyhow::Result<Running> {
 pub fn release(container: &Container, warn: impl FnOnce(&anyhow::Error)) -> anyhow::Result<()> {
     container.release()?;
     let state = describe(container)?;
-    if let Err(error) = hooks::on_start(&container.plan().spec, &state) {
+    if let Err(error) = hooks::on_start(&container.plan().read_spec()?, &state) {
         warn(&error);
     }
     Ok(())
@@ -74,7 +74,7 @@ pub fn remove(container: Container, warn: impl FnOnce(&anyhow::Error)) -> anyhow
     let mut state = describe(&container)?;
     state["status"] = json!("stopped");
     state["pid"] = json!(0);
-    let spec = container.plan().spec.clone();
+    let spec = container.plan().read_spec()?;
     container.remove(true)?;
     if let Err(error) = hooks::on_delete(&spec, &state) {
         warn(&error);

@@ -12,6 +12,8 @@ const NEVER: &str = "0001-01-01T00:00:00Z";
 /// container's files lie.
 pub(super) fn describe(plan: &Plan, status: &Status, monitor: &Value, directory: &Value) -> Value {
     let command = plan.command();
+    // What is JSON can be read as that.
+    let spec: Value = plan.spec.read().unwrap_or_default();
     json!({
         "Id": plan.id,
         "Created": plan.created_at.to_string(),
@@ -20,9 +22,9 @@ pub(super) fn describe(plan: &Plan, status: &Status, monitor: &Value, directory:
         "State": state(status),
         "Image": plan.image.as_ref().map(|image| &image.id),
         "Name": format!("/{}", plan.name),
-        "HostConfig": host_config(plan),
-        "Mounts": mounts(plan),
-        "Config": config(plan),
+        "HostConfig": host_config(plan, &spec),
+        "Mounts": mounts(plan, &spec),
+        "Config": config(plan, &spec),
         "NetworkSettings": { "Networks": {} },
         "Hull": hull(plan, status, monitor, directory),
     })
@@ -59,8 +61,7 @@ fn state(status: &Status) -> Value {
     })
 }
 
-fn host_config(plan: &Plan) -> Value {
-    let root = plan.spec.root().as_ref();
+fn host_config(plan: &Plan, spec: &Value) -> Value {
     let changed = changed(plan);
     let quota = (changed["cpu"]["quota"].as_f64()).zip(changed["cpu"]["period"].as_f64());
     let cpus = match quota {
@@ -73,7 +74,7 @@ fn host_config(plan: &Plan) -> Value {
     let or_zero = |value: &Value| value.as_i64().unwrap_or_default();
     json!({
         "AutoRemove": plan.auto_remove,
-        "Binds": binds(plan),
+        "Binds": binds(plan, spec),
         "CpuShares": or_zero(&changed["cpu"]["shares"]),
         "CpusetCpus": changed["cpuset.cpus"].as_str().unwrap_or_default(),
         "CpusetMems": changed["cpuset.mems"].as_str().unwrap_or_default(),
@@ -84,7 +85,7 @@ fn host_config(plan: &Plan) -> Value {
         "NanoCpus": (cpus * 1e9).round() as u64,
         "PidsLimit": changed["pids"]["limit"].as_i64(),
         "NetworkMode": network_mode(plan),
-        "ReadonlyRootfs": root.and_then(|root| root.readonly()).unwrap_or_default(),
+        "ReadonlyRootfs": spec["root"]["readonly"].as_bool().unwrap_or_default(),
         "Runtime": "hull",
     })
 }
@@ -109,21 +110,19 @@ fn network_mode(plan: &Plan) -> String {
     }
 }
 
-fn config(plan: &Plan) -> Value {
-    let process = plan.spec.process().as_ref();
-    let user = process.map(|process| {
-        let user = process.user();
-        format!("{}:{}", user.uid(), user.gid())
-    });
+fn config(plan: &Plan, spec: &Value) -> Value {
+    let process = &spec["process"];
+    let user = process.get("user");
+    let user = user.map(|user| format!("{}:{}", user["uid"], user["gid"]));
     json!({
         "Hostname": plan.hostname,
         "User": user,
         "Tty": plan.tty,
         "OpenStdin": plan.interactive,
-        "Env": process.and_then(|process| process.env().as_deref()).unwrap_or_default(),
+        "Env": process.get("env").unwrap_or(&json!([])),
         "Cmd": plan.command(),
         "Image": plan.image.as_ref().map(|image| &image.reference),
-        "WorkingDir": process.map(|process| process.cwd()),
+        "WorkingDir": process["cwd"],
         "Labels": plan.labels,
         "StopSignal": signal_name(plan.stop_signal),
         "StopTimeout": plan.stop_timeout_s,
@@ -131,16 +130,16 @@ fn config(plan: &Plan) -> Value {
 }
 
 /// Volumes as `-v` would have them.
-fn binds(plan: &Plan) -> Vec<String> {
+fn binds(plan: &Plan, spec: &Value) -> Vec<String> {
     let bind = |(export, target): (&Export, &Path)| {
         let source = source(export)?;
         let mode = if export.read_only { "ro" } else { "rw" };
         Some(format!("{source}:{}:{mode}", target.display()))
     };
-    volumes(plan).filter_map(bind).collect()
+    volumes(plan, spec).filter_map(bind).collect()
 }
 
-fn mounts(plan: &Plan) -> Vec<Value> {
+fn mounts(plan: &Plan, spec: &Value) -> Vec<Value> {
     let mount = |(export, target): (&Export, &Path)| {
         let source = source(export);
         json!({
@@ -151,7 +150,7 @@ fn mounts(plan: &Plan) -> Vec<Value> {
             "RW": !export.read_only,
         })
     };
-    volumes(plan).map(mount).collect()
+    volumes(plan, spec).map(mount).collect()
 }
 
 /// The host's path, unless the volume is the container's own.
@@ -165,17 +164,17 @@ fn source(export: &Export) -> Option<String> {
 }
 
 /// Exports that are volumes, each with its place in the container.
-fn volumes(plan: &Plan) -> impl Iterator<Item = (&Export, &Path)> {
-    let mounts = plan.spec.mounts().as_deref().unwrap_or_default();
+fn volumes<'a>(plan: &'a Plan, spec: &'a Value) -> impl Iterator<Item = (&'a Export, &'a Path)> {
+    let mounts = spec["mounts"].as_array().map_or(&[][..], Vec::as_slice);
     let exports = plan.exports.iter();
     let exports = exports.filter(|export| !matches!(export.source, ExportSource::Identity));
     exports.filter_map(move |export| {
         let guest_path = Path::new(hull_proto::SHARES_DIR).join(&export.name);
-        let is_its = |source: &std::path::PathBuf| source.starts_with(&guest_path);
+        let is_its = |source: &str| Path::new(source).starts_with(&guest_path);
         let mount = mounts
             .iter()
-            .find(|mount| mount.source().as_ref().is_some_and(is_its))?;
-        Some((export, mount.destination().as_path()))
+            .find(|mount| mount["source"].as_str().is_some_and(is_its))?;
+        Some((export, Path::new(mount["destination"].as_str()?)))
     })
 }
 

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
+use hull_proto::OciJson;
+
 use crate::container::Container;
 use crate::engine::{Engine, EngineError};
 use crate::plan::{self, Identity, Plan, PlanError, PlannedRoot};
@@ -100,9 +102,9 @@ fn copy_of(saved: Plan, identity: Identity, request: &FromRequest) -> Result<Pla
     let (before, guest_id) = (saved.hostname.clone(), saved.guest_id().to_owned());
     let hostname = plan::hostname(request.hostname.as_deref(), &identity)?;
     plan::check_name(&identity.name)?;
+    let mut spec = saved.read_spec()?;
     let mut labels = saved.labels;
     labels.extend(request.labels.clone());
-    let mut spec = saved.spec;
     // What its command finds if it is ever run anew.
     spec.set_hostname(Some(hostname.clone()));
     if let Some(process) = spec.process_mut()
@@ -125,7 +127,7 @@ fn copy_of(saved: Plan, identity: Identity, request: &FromRequest) -> Result<Pla
         created_at: identity.created_at,
         hostname,
         labels,
-        spec,
+        spec: OciJson::write(&spec)?,
         guest_id: Some(guest_id),
         auto_remove: request.auto_remove,
         ..saved

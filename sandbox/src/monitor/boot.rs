@@ -9,8 +9,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hull_proto::{
     ContainerStart, ControlError, Decoder, ExitStatus, Failure, Frame, FrameError, GENERATION,
-    Hello, Identity, Interface, LineDecoder, MAX_FROM_GUEST, Moment, OciJson, PROCESS_PORT, Reply,
-    Request, Setup, Spawn, encode_line,
+    Hello, Identity, Interface, LineDecoder, MAX_FROM_GUEST, Moment, PROCESS_PORT, Reply, Request,
+    Setup, Spawn, encode_line,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::de::DeserializeOwned;
@@ -329,7 +329,7 @@ pub(super) fn process_carried_on(
 pub(super) fn spawn(guest: &dyn Guest, plan: &Plan, limit: Duration) -> Result<Started, BootError> {
     let start = ContainerStart {
         id: plan.guest_id().to_owned(),
-        spec: OciJson::write(&plan.spec).map_err(FrameError::from)?,
+        spec: plan.spec.clone(),
         init: plan.init,
         hold: plan.held,
     };

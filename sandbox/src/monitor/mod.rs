@@ -320,7 +320,7 @@ impl Monitor {
             sandbox,
             &plan.id,
             &shares,
-            plan::memory_limit(&plan.spec),
+            plan::memory_limit(plan),
         );
         let (member, agent) = joined.map_err(stage("join"))?;
         let jail = jail::enter().map_err(stage("jail"))?;

@@ -56,11 +56,11 @@ impl Scene {
     /// Takes copies of all the mounts of `shares`, the root first.
     pub(super) fn take(entry: &Entry, plan: &Plan, shares: &[SharedDirectory]) -> io::Result<Self> {
         let (root, others) = shares.split_first().ok_or(io::ErrorKind::NotFound)?;
-        let mounts = || plan.spec.mounts().iter().flatten();
+        let glance = plan.glance();
         let mut volumes = Vec::new();
         for share in others {
             let seen = Path::new(hull_proto::SHARES_DIR).join(&share.name);
-            for mount in mounts() {
+            for mount in glance.mounts() {
                 let below = mount
                     .source()
                     .as_deref()

@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
+use hull_proto::OciJson;
 use oci_spec::runtime::{
     Linux, LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType,
     Mount, MountBuilder, PosixRlimitBuilder, PosixRlimitType, Process, RootBuilder, Spec,
@@ -54,7 +55,9 @@ pub(crate) fn plan(
     facts: &HostFacts,
 ) -> Result<Plan, PlanError> {
     let mut spec = request.spec.clone();
-    if pod::is_sandbox(&spec) {
+    let annotations = spec.annotations().clone().unwrap_or_default();
+    let labels = annotations.into_iter().collect();
+    if pod::is_sandbox(&labels) {
         pod::size(&mut spec)?;
     }
     let process = process(request)?;
@@ -85,7 +88,6 @@ pub(crate) fn plan(
                 .readonly(read_only.unwrap_or(false))
                 .build()?,
         ));
-    let labels = spec.annotations().clone().unwrap_or_default();
     Ok(Plan {
         generation: Plan::GENERATION,
         id: identity.id,
@@ -93,13 +95,13 @@ pub(crate) fn plan(
         created_at: identity.created_at,
         hostname,
         image: None,
-        labels: labels.into_iter().collect(),
+        labels,
         vm,
         root: PlannedRoot::Directory(request.root()?),
         network,
         makes_network: facts.pod.is_none() && has_new_network(&linux),
         exports,
-        spec,
+        spec: OciJson::write(&spec)?,
         init: request.only_holds,
         tty,
         interactive: true,
@@ -448,7 +450,7 @@ mod tests {
         assert!(plan.held && plan.tty);
         assert_eq!(plan.vm.memory_bytes, (256 << 20) + GUEST_OVERHEAD);
         assert_eq!((plan.vm.vcpus, plan.vm.cpu_quota), (2, Some(1.5)));
-        let spec = serde_json::to_value(&plan.spec).unwrap();
+        let spec: Value = plan.spec.read().unwrap();
         assert_eq!(
             spec["root"],
             json!({"path": "/run/hull/shares/root", "readonly": true})

@@ -3,6 +3,7 @@
 //! Owns: what changes add up to, and a plan as they make it. Refuses: to judge them, which was
 //! done when they were asked for.
 
+use hull_proto::OciJson;
 use hull_vmm::spec::MEM_UNIT_BYTES;
 use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
@@ -35,12 +36,14 @@ impl Limits {
 impl Plan {
     /// This plan with other limits than it was made with.
     pub(crate) fn limited(mut self, limits: Limits) -> serde_json::Result<Self> {
-        if let Some(linux) = self.spec.linux_mut() {
-            let planned = linux.resources().clone().unwrap_or_default();
-            linux.set_resources(Some(merged(&planned, &limits.guest)?));
+        let mut spec: Value = self.spec.read()?;
+        if let Some(Value::Object(linux)) = spec.get_mut("linux") {
+            let resources = linux.entry("resources").or_insert(Value::Null);
+            merge(resources, serde_json::to_value(&limits.guest)?);
         }
+        self.spec = OciJson::write(&spec)?;
         // What its VM grew to while it ran, it begins with.
-        let more = growth(&self.vm, memory_limit(&self.spec).unwrap_or(0));
+        let more = growth(&self.vm, memory_limit(&self).unwrap_or(0));
         self.vm.memory_bytes += more;
         let left = self.vm.growth_bytes - more;
         self.vm.growth_bytes = left / MEM_UNIT_BYTES * MEM_UNIT_BYTES;
@@ -99,8 +102,8 @@ mod tests {
             ("cpu.weight", "39"),
         ];
         let plan = plan.limited(limits).unwrap();
-        let linux = plan.spec.linux().as_ref().unwrap();
-        let guest = serde_json::to_value(linux.resources()).unwrap();
+        let spec: Value = plan.spec.read().unwrap();
+        let guest = &spec["linux"]["resources"];
         assert_eq!(
             (&guest["memory"], &guest["cpu"], &guest["pids"]),
             (

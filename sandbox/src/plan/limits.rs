@@ -85,8 +85,8 @@ pub(crate) fn update(asked: &LinuxResources, plan: &Plan) -> Result<Update, Plan
 }
 
 /// What the processes of a container may use of its VM's memory, in bytes, if that is limited.
-pub(crate) fn memory_limit(spec: &Spec) -> Option<u64> {
-    limit_of(spec.linux().as_ref()?.resources().as_ref()?)
+pub(crate) fn memory_limit(plan: &Plan) -> Option<u64> {
+    limit_of(plan.glance().resources()?)
 }
 
 /// The same, of limits as the OCI runtime spec writes them.

@@ -23,6 +23,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use hull_proto::OciJson;
 use jiff::Timestamp;
 use oci_spec::OciSpecError;
 use oci_spec::image::Config;
@@ -166,6 +167,9 @@ pub enum PlanError {
     /// The OCI specification could not be put together.
     #[error("cannot put the container's specification together")]
     Spec(#[from] OciSpecError),
+    /// The specification isn't what an OCI runtime reads, or can't be written as JSON.
+    #[error("cannot use the container's specification")]
+    Json(#[from] serde_json::Error),
 }
 
 /// Decides everything about one container.
@@ -218,7 +222,7 @@ pub(crate) fn plan(
         network: request.network.clone(),
         makes_network: false,
         exports,
-        spec,
+        spec: OciJson::write(&spec)?,
         init: request.init,
         tty: request.tty,
         interactive: request.interactive,

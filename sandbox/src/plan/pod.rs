@@ -3,6 +3,7 @@
 //! Owns: whose sandbox a container joins; how large a pod's sandbox is; which of its namespaces
 //! are shared. Refuses: a namespace that isn't the sandbox's.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
@@ -60,11 +61,9 @@ pub(crate) fn neighbours(spec: &Spec) -> impl Iterator<Item = u32> {
     all.filter_map(|namespace| pid_of(namespace.path().as_deref()?))
 }
 
-/// Whether this is the container that holds a pod's sandbox, by its annotations.
-pub(crate) fn is_sandbox(spec: &Spec) -> bool {
-    let Some(annotations) = spec.annotations() else {
-        return false;
-    };
+/// Whether this is the container that holds a pod's sandbox, by its annotations, which are its
+/// plan's labels.
+pub(crate) fn is_sandbox(annotations: &BTreeMap<String, String>) -> bool {
     let mut kinds = NAMES.iter().filter_map(|(kind, _)| annotations.get(*kind));
     kinds.any(|kind| kind == "sandbox")
 }
@@ -193,9 +192,10 @@ mod tests {
             ),
             (json!({"io.kubernetes.cri-o.SandboxID": "pod"}), false, None),
         ] {
+            let labels = serde_json::from_value(annotations.clone()).unwrap();
             let spec = spec(annotations);
             assert_eq!(
-                (is_sandbox(&spec), named(&spec)),
+                (is_sandbox(&labels), named(&spec)),
                 (holds, joins),
                 "{spec:?}"
             );

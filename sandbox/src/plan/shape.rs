@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use hull_proto::SHARED_MEMORY_DIR;
+use hull_proto::{OciJson, SHARED_MEMORY_DIR};
 use jiff::Timestamp;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxResources, Mount, Root, Spec};
 use serde::{Deserialize, Serialize};
 
 use super::cgroup::PlannedCgroup;
@@ -41,8 +41,9 @@ pub struct Plan {
     pub makes_network: bool,
     /// What else of the host is shared with the guest.
     pub exports: Vec<Export>,
-    /// The container as the agent creates it, with paths as the guest sees them.
-    pub spec: Spec,
+    /// The container as the agent creates it, with paths as the guest sees them: an OCI runtime
+    /// specification that the monitor hands on and hardly looks into ([`Self::read_spec`]).
+    pub spec: OciJson,
     /// Runs a minimal init as process 1.
     pub init: bool,
     /// Whether the first process has a terminal (`spec` says it too).
@@ -88,36 +89,79 @@ impl Plan {
         self.guest_id.as_deref().unwrap_or(&self.id)
     }
 
-    /// Program and arguments of the first process.
+    /// Its specification. Not for the monitor, which would carry all that reads one, regular
+    /// expressions among it, and pay for it at each start.
+    ///
+    /// # Errors
+    /// If a stranger wrote it.
+    pub fn read_spec(&self) -> serde_json::Result<Spec> {
+        self.spec.read()
+    }
+
+    /// Program and arguments of the first process, if there is one.
     #[must_use]
-    pub fn command(&self) -> &[String] {
-        self.spec
-            .process()
-            .as_ref()
-            .and_then(|process| process.args().as_deref())
-            .unwrap_or_default()
+    pub fn command(&self) -> Vec<String> {
+        let process = self.glance().process;
+        process.and_then(|process| process.args).unwrap_or_default()
+    }
+}
+
+/// As much of a specification as a monitor looks at.
+#[derive(Default, Deserialize)]
+pub(crate) struct Glance {
+    root: Option<Root>,
+    mounts: Option<Vec<Mount>>,
+    process: Option<GlanceProcess>,
+    linux: Option<GlanceLinux>,
+}
+
+#[derive(Deserialize)]
+struct GlanceProcess {
+    args: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+struct GlanceLinux {
+    resources: Option<LinuxResources>,
+}
+
+impl Glance {
+    /// Its mounts.
+    pub(crate) fn mounts(&self) -> impl Iterator<Item = &Mount> {
+        self.mounts.iter().flatten()
+    }
+
+    /// Its limits.
+    pub(crate) fn resources(&self) -> Option<&LinuxResources> {
+        self.linux.as_ref()?.resources.as_ref()
     }
 }
 
 impl Plan {
-    /// The name of its root in the tree that the guest sees.
-    pub(crate) fn root_name(&self) -> &str {
-        if matches!(self.root, PlannedRoot::Layers(_)) {
-            return ROOT_NAME;
-        }
-        let root = self.spec.root().as_ref();
-        let name = root.and_then(|root| root.path().file_name()?.to_str());
-        name.unwrap_or(ROOT_NAME)
+    /// As much of its specification as a monitor looks at; nothing of what isn't one.
+    pub(crate) fn glance(&self) -> Glance {
+        self.spec.read().unwrap_or_default()
     }
 
-    /// The share over which the guest's disk is to be laid.
-    pub(crate) fn layers(&self) -> Option<&str> {
-        self.vm.scratch.as_ref().map(|_| self.root_name())
+    /// The name of its root in the tree that the guest sees.
+    pub(crate) fn root_name(&self) -> String {
+        let root = match self.root {
+            PlannedRoot::Layers(_) => None,
+            PlannedRoot::Directory(_) => self.glance().root,
+        };
+        let name = root.and_then(|root| Some(root.path().file_name()?.to_str()?.to_owned()));
+        name.unwrap_or_else(|| ROOT_NAME.to_owned())
+    }
+
+    /// The share over which the guest's disk is to be laid: an image's layers.
+    pub(crate) fn layers(&self) -> Option<&'static str> {
+        self.vm.scratch.as_ref().map(|_| ROOT_NAME)
     }
 
     /// Whether it has memory that other containers of its VM may share.
     pub(crate) fn has_shared_memory(&self) -> bool {
-        let mut mounts = self.spec.mounts().iter().flatten();
+        let glance = self.glance();
+        let mut mounts = glance.mounts();
         mounts.any(|mount| mount.source().as_deref() == Some(Path::new(SHARED_MEMORY_DIR)))
     }
 

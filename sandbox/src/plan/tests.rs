@@ -140,7 +140,7 @@ fn check(name: &str, request: &RunRequest) {
     let plan = plan(request, identity(), &settings(), &facts()).unwrap();
     let seen = format!("{:#}\n", shown(&plan));
     let back: Plan = serde_json::from_str(&seen).unwrap();
-    assert_eq!(back, plan, "a plan survives its JSON");
+    assert_eq!(shown(&back), shown(&plan), "a plan survives its JSON");
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("src/plan/golden/{name}.json"));
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         fs::write(&path, &seen).unwrap();

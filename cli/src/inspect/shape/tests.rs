@@ -49,7 +49,7 @@ fn plan() -> Plan {
             export("v1", ExportSource::File("/host/file".into()), false),
             export("v2", ExportSource::Anonymous("/own".into()), false),
         ],
-        spec: serde_json::from_value(spec).unwrap(),
+        spec: serde_json::from_str(&spec.to_string()).unwrap(),
         init: false,
         tty: true,
         interactive: false,
@@ -135,7 +135,7 @@ fn limits_are_those_that_it_was_updated_to() {
         limits: serde_json::from_value(limits).unwrap(),
         ..plan()
     };
-    let seen = host_config(&plan);
+    let seen = host_config(&plan, &Value::Null);
     assert_eq!(
         (&seen["Memory"], &seen["NanoCpus"], &seen["CpusetCpus"]),
         (&json!(64 << 20), &json!(250_000_000), &json!("0-1"))

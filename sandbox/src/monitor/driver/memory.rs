@@ -101,11 +101,11 @@ impl Memory {
     pub(super) fn new(plan: &Plan) -> Self {
         let mut memory = Self::default();
         let id = plan.guest_id().to_owned();
-        if let Some(limit) = plan::memory_limit(&plan.spec) {
+        if let Some(limit) = plan::memory_limit(plan) {
             memory.limits.begin(&id, limit);
             memory.limits.settle(&id, true);
         }
-        memory.limits.whole = plan::is_sandbox(&plan.spec).then_some(id);
+        memory.limits.whole = plan::is_sandbox(&plan.labels).then_some(id);
         memory
     }
 
