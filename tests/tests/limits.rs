@@ -473,6 +473,38 @@ fn a_fraction_of_a_processor_holds_on_the_host() {
 }
 
 #[test]
+fn a_real_time_task_leaves_a_part_to_all_others() {
+    let Some(hull) = Hull::new() else { return };
+    let image = hull.image();
+    let (spin, usr) = ("while :; do :; done", "/usr:/host:ro");
+    let chrt = [
+        "/host/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2",
+        "--library-path",
+        "/host/lib/x86_64-linux-gnu",
+        "/host/bin/chrt",
+        "-f",
+        "50",
+    ];
+    let run = [
+        "run",
+        "-d",
+        "--name",
+        "spinner",
+        "--cap-add",
+        "SYS_NICE",
+        "-v",
+        usr,
+        &image,
+    ];
+    let words = [&run[..], &chrt, &["sh", "-c", spin]].concat();
+    hull.cmd(words).output().ok();
+    // proc_pid_stat(5): field 41 is the policy, and SCHED_FIFO is 1. The agent is none of these.
+    let policy = ["exec", "spinner", "cut", "-d ", "-f41", "/proc/1/stat"];
+    assert_eq!(hull.cmd(policy).output().ok(), "1\n");
+    hull.cmd(["rm", "-f", "spinner"]).output().ok();
+}
+
+#[test]
 fn a_cgroup_goes_with_its_container_however_that_ends() {
     let Some(hull) = Hull::new() else { return };
     let pid = std::process::id();
