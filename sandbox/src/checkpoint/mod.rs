@@ -151,5 +151,5 @@ pub(crate) fn load(file: &File, kvm: BorrowedFd<'_>) -> Result<(Carried, String)
         )));
     }
     file::check_memory(file, &header)?;
-    Ok((file::state(&state)?, header.kernel))
+    Ok((state.read()?, header.kernel))
 }

@@ -95,7 +95,7 @@ fn until(mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !is_so() {
         assert!(Instant::now() < deadline, "it never came to be");
-        std::thread::yield_now();
+        thread::yield_now();
     }
 }
 

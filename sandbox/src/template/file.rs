@@ -187,11 +187,25 @@ fn time(seconds: i64, nanoseconds: i64) -> Timespec {
     }
 }
 
-/// Reads and checks a saved guest's head; the state is left as its bytes.
+/// A saved guest's state as it was written, with what stands before it.
+pub(crate) struct State {
+    head: Vec<u8>,
+    from: usize,
+}
+
+impl State {
+    /// Understands it.
+    pub(crate) fn read<S: DeserializeOwned>(&self) -> Result<S, FileError> {
+        let bytes = self.head.get(self.from..).unwrap_or_default();
+        Ok(rmp_serde::from_slice(bytes)?)
+    }
+}
+
+/// Reads and checks a saved guest's head; the state is left as it was written.
 pub(crate) fn read_head<K: DeserializeOwned>(
     file: &File,
     kind: Kind,
-) -> Result<(Header<K>, Vec<u8>), FileError> {
+) -> Result<(Header<K>, State), FileError> {
     const CUT: FileError = FileError::Wrong("it was cut");
     let length = file.metadata().map_err(disk("look at"))?.len();
     let mut last = [0; 8];
@@ -209,8 +223,8 @@ pub(crate) fn read_head<K: DeserializeOwned>(
     let mut head = vec![0; head_bytes];
     file.read_exact_at(&mut head, memory_bytes)
         .map_err(disk("read"))?;
-    let mut text = head.split_off(first_line);
-    let crc = head
+    let (first, text) = head.split_at_checked(first_line).ok_or(CUT)?;
+    let crc = first
         .strip_prefix(kind.word().as_bytes())
         .and_then(|rest| str::from_utf8(rest).ok())
         .and_then(|rest| u32::from_str_radix(rest.trim_end(), 16).ok())
@@ -218,22 +232,17 @@ pub(crate) fn read_head<K: DeserializeOwned>(
             Kind::Template => FileError::Wrong("it doesn't begin as a template does"),
             Kind::Checkpoint => FileError::Wrong("it doesn't begin as a checkpoint does"),
         })?;
-    if crc32fast::hash(&text) != crc {
+    if crc32fast::hash(text) != crc {
         return Err(FileError::Wrong("its state was changed since it was made"));
     }
-    text.truncate(text.len().saturating_sub(last.len()));
-    let end = text.iter().position(|&byte| byte == b'\n');
-    let (header, state) = text.split_at(end.unwrap_or(text.len()));
-    let header: Header<K> = serde_json::from_slice(header)?;
+    let end = text.iter().position(|&byte| byte == b'\n').ok_or(CUT)?;
+    let header: Header<K> = serde_json::from_slice(text.get(..end).unwrap_or_default())?;
     if header.memory_bytes != memory_bytes {
         return Err(FileError::Wrong("its memory was cut"));
     }
-    Ok((header, state.get(1..).unwrap_or_default().to_vec()))
-}
-
-/// Understands a state's bytes.
-pub(crate) fn state<S: DeserializeOwned>(bytes: &[u8]) -> Result<S, FileError> {
-    Ok(rmp_serde::from_slice(bytes)?)
+    let from = first_line + end + 1;
+    head.truncate(head.len().saturating_sub(last.len()));
+    Ok((header, State { head, from }))
 }
 
 /// Checks the memory, if nobody has since this host booted or since it was written to, and notes

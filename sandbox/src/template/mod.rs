@@ -188,10 +188,7 @@ impl Templates {
                 return Err(FileError::Wrong("it was made for something else"));
             }
             file::check_memory(&file, &header)?;
-            Ok((
-                header.kernel,
-                file::state::<SavedGuest<MachineState>>(&state)?,
-            ))
+            Ok((header.kernel, state.read::<SavedGuest<MachineState>>()?))
         });
         let (kernel, guest) = checked.map_err(|error| unusable(error.into()))?;
         let pages = fs::read(self.directory.join(name + PAGES)).ok();

@@ -105,7 +105,7 @@ fn a_checkpoint_is_no_template_and_its_state_may_be_large() {
     let file = write(Kind::Checkpoint);
     let (header, state): (Header<u32>, _) = file::read_head(&file, Kind::Checkpoint).unwrap();
     assert_eq!((header.key, header.memory_bytes), (7, MEMORY));
-    assert_eq!(file::state::<Vec<u8>>(&state).unwrap().len(), 5 << 20);
+    assert_eq!(state.read::<Vec<u8>>().unwrap().len(), 5 << 20);
     assert!(file::read_head::<u32>(&file, Kind::Template).is_err());
     assert!(file::read_head::<u32>(&write(Kind::Template), Kind::Checkpoint).is_err());
     // What was written to is looked at, and is what it was.
