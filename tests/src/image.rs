@@ -108,6 +108,27 @@ impl Image {
         }
     }
 
+    /// With busybox once more, under a path that chooses the applet, with file capabilities
+    /// (capabilities(7), as `struct vfs_cap_data` has them).
+    ///
+    /// # Panics
+    /// When there is no busybox.
+    #[must_use]
+    pub fn with_capable(self, path: &str, capabilities: &[u8]) -> Self {
+        let busybox = fs::read(BUSYBOX).expect("read busybox");
+        // Behind what is there, but for the two empty blocks that end it.
+        let mut layer = Builder::new(self.layer);
+        let end = layer.get_ref().len() - 1024;
+        layer.get_mut().truncate(end);
+        layer
+            .append_pax_extensions([("SCHILY.xattr.security.capability", capabilities)])
+            .expect("write to memory");
+        entry(&mut layer, path, EntryType::Regular, (0o755, 0), &busybox);
+        Self {
+            layer: layer.into_inner().expect("write to memory"),
+        }
+    }
+
     /// Writes both images as one docker-archive.
     ///
     /// # Panics

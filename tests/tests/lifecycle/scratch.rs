@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use hull_tests::hull::Hull;
+use hull_tests::image::{self, Image};
 use hull_tests::process::{DEADLINE, Process};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -49,6 +50,41 @@ fn kill_monitor(hull: &Hull, name: &str) {
     let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
     kill_process(pid, Signal::KILL).unwrap();
     assert_eq!(hull.cmd(["wait", name]).output().ok(), "137\n");
+}
+
+#[test]
+fn file_capabilities_of_an_image_are_copied_up_with_the_file() {
+    // Version 2, effective: CAP_NET_BIND_SERVICE.
+    let capabilities = [[1, 0, 0, 2], [0, 4, 0, 0], [0; 4], [0; 4], [0; 4]].concat();
+    let Some(hull) = Hull::new() else { return };
+    let archive = hull.path().join("capable.tar");
+    let image = Image::new().with_capable("srv/sed", &capabilities);
+    image.save_as(&archive, [("capable:test", image::plain())]);
+    let load = ["load".into(), "-i".into(), archive.into_os_string()];
+    hull.cmd(load).output().ok();
+    let words = ["--name", "web", "capable:test", "sh", "-c", IDLE];
+    start(&hull, &words, "ready");
+    let rights = |applet| {
+        let show = [applet, "-n", "s/^CapEff:\t//p", "/proc/self/status"];
+        let exec = [&["exec", "-u", "alice", "web"][..], &show].concat();
+        hull.cmd(exec).output().ok()
+    };
+    let (none, bind) = ("0000000000000000\n", "0000000000000400\n");
+    assert_eq!(
+        (rights("/bin/sed").as_str(), rights("/srv/sed").as_str()),
+        (none, bind)
+    );
+    // Its mode first, then its content: what is not changed stays.
+    for change in ["chmod 755 /srv/sed", "touch /srv/sed"] {
+        exec(&hull, "web", change);
+        assert_eq!(rights("/srv/sed"), bind, "{change}");
+    }
+    hull.cmd(["stop", "web"]).output().ok();
+    hull.cmd(["start", "web"]).output().ok();
+    assert_eq!(rights("/srv/sed"), bind);
+    // Who writes to a program takes its capabilities away (capabilities(7)).
+    exec(&hull, "web", "cat /bin/busybox > /srv/sed");
+    assert_eq!(rights("/srv/sed"), none);
 }
 
 #[test]
