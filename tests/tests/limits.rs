@@ -419,6 +419,25 @@ fn limits_that_were_updated_outlive_a_stop() {
         ok(&["inspect", "-f", format, "half"]),
         format!("{} 250000000 33\n", 90 << 20)
     );
+    // What its VM grew to, it begins with, and changes from there.
+    let mib = || -> u64 {
+        let kib = inside("sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo");
+        kib.trim().parse::<u64>().unwrap() >> 10
+    };
+    ok(&["update", "-m", "700m", "half"]);
+    ok(&["kill", "half"]);
+    ok(&["wait", "half"]);
+    ok(&["start", "half"]);
+    let begun = mib();
+    assert!((700..900).contains(&begun), "{begun} MiB");
+    ok(&["update", "-m", "1000m", "half"]);
+    let grown = mib();
+    assert!(grown >= 1000, "{grown} MiB");
+    ok(&["update", "-m", "90m", "half"]);
+    assert_eq!(
+        inside("cat /sys/fs/cgroup/memory.max"),
+        format!("{}\n", 90 << 20)
+    );
     ok(&["rm", "-f", "half"]);
 }
 
