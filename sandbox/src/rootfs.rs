@@ -19,6 +19,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use hull_vmm::virtio::fs::KnownBy;
 use rustix::fs::{Mode, OFlags, statfs};
 use rustix::mount::{MountFlags, mount, mount_bind_recursive, mount_remount};
 
@@ -97,6 +98,8 @@ pub(crate) struct SharedDirectory {
     pub(crate) read_only: bool,
     /// Nobody but this guest changes it, so the guest may cache it without asking again.
     pub(crate) exclusive: bool,
+    /// By what a guest that goes on from a checkpoint finds its files again.
+    pub(crate) known_by: KnownBy,
 }
 
 /// Puts everything together that `plan` shows, in a namespace that only this process is in.
@@ -109,12 +112,15 @@ pub(crate) fn assemble(entry: &Entry, plan: &Plan) -> Result<Vec<SharedDirectory
     mount("hull", &base, "tmpfs", flags, options.as_c_str())
         .map_err(|error| at("mount a tmpfs at", &base)(error.into()))?;
     let root = root_directory(plan, &base)?;
+    // The guest writes to its own disk then.
+    let has_layers = matches!(plan.root, PlannedRoot::Layers(_));
     let mut shares = vec![SharedDirectory {
         name: plan.root_name(),
         directory: open(&root)?,
-        // The guest writes to its own disk.
-        read_only: matches!(plan.root, PlannedRoot::Layers(_)),
-        exclusive: matches!(plan.root, PlannedRoot::Layers(_)),
+        read_only: has_layers,
+        exclusive: has_layers,
+        // A bundle's is another directory, to which its engine has copied what was written.
+        known_by: KnownBy::Content,
     }];
     for export in &plan.exports {
         shares.push(share(entry, plan, export, &base, &root)?);
@@ -131,6 +137,7 @@ pub(crate) fn again(shares: &[SharedDirectory]) -> Result<Vec<SharedDirectory>, 
             directory: directory.map_err(at("open", Path::new(&share.name)))?,
             read_only: share.read_only,
             exclusive: share.exclusive,
+            known_by: share.known_by,
         })
     };
     shares.iter().map(again).collect()
@@ -193,6 +200,12 @@ fn share(
         directory: open(&path)?,
         read_only: export.read_only,
         exclusive,
+        known_by: match exclusive {
+            true => KnownBy::Content,
+            // What an engine binds is its own to change and to replace.
+            false if plan.bundle.is_some() => KnownBy::Path,
+            false => KnownBy::Inode,
+        },
     })
 }
 

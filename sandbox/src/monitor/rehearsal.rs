@@ -12,6 +12,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use hull_proto::{ContainerStart, ExitStatus, FrameError, OciJson};
+use hull_vmm::virtio::fs::KnownBy;
 use rustix::fs::{Mode, OFlags, mkdirat, openat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
@@ -57,6 +58,7 @@ pub(super) fn shares() -> Result<Vec<SharedDirectory>, RehearsalError> {
             directory: openat(&stage, name, flags, Mode::empty())?,
             read_only: false,
             exclusive: true,
+            known_by: KnownBy::Content,
         })
     };
     let (root, identity) = (shared(ROOT_NAME)?, shared(IDENTITY_NAME)?);

@@ -301,6 +301,7 @@ fn export(share: SharedDirectory) -> FsExport {
             true => CachePolicy::Always,
             false => CachePolicy::Auto,
         },
+        known_by: share.known_by,
         // Neither the guest nor anybody else writes to it.
         immutable: share.read_only && share.exclusive,
     }

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::os::unix::net::UnixStream;
 
 use hull_proto::{LineDecoder, Request, encode_line};
+use hull_vmm::virtio::fs::KnownBy;
 
 use crate::control::{JoiningShare, Reply};
 use crate::rootfs::SharedDirectory;
@@ -71,6 +72,8 @@ impl Driver<'_> {
             directory,
             read_only: share.read_only,
             exclusive: false,
+            // No pod is saved.
+            known_by: KnownBy::Path,
         });
         if let Err(error) = self.guest.show(shown.collect()) {
             return client.refuse(&format!(

@@ -39,6 +39,19 @@ impl CachePolicy {
     }
 }
 
+/// By what a file is known again when a guest goes on from a saved state, beside its path and its
+/// kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KnownBy {
+    /// Its size, and the second in which it was last written to: the directory may be a copy, in
+    /// which nobody but the guest has written.
+    Content,
+    /// Its inode: the directory is the same one, and the host may write to its files.
+    Inode,
+    /// Nothing else: what is there now is meant.
+    Path,
+}
+
 /// A host directory that the guest sees as `/NAME` of the file system.
 #[derive(Debug)]
 pub struct FsExport {
@@ -50,6 +63,8 @@ pub struct FsExport {
     pub read_only: bool,
     /// Who else writes to it.
     pub cache: CachePolicy,
+    /// By what a guest that goes on finds its files again.
+    pub known_by: KnownBy,
     /// Its files never change, whoever may, for as long as the guest can see them: large ones
     /// are shown as the host's own pages where the device has a DAX window. Whoever says so is
     /// answerable for it; a file that is cut nevertheless ends the guest that looks behind its
@@ -70,6 +85,10 @@ impl FsExport {
             directory,
             read_only,
             cache,
+            known_by: match cache {
+                CachePolicy::Always => KnownBy::Content,
+                CachePolicy::Auto => KnownBy::Inode,
+            },
             immutable: false,
         })
     }

@@ -41,7 +41,7 @@ use serde::{Deserialize, Serialize};
 use vm_memory::ByteValued;
 
 use self::dax::Wanted;
-pub use self::export::{CachePolicy, FsExport};
+pub use self::export::{CachePolicy, FsExport, KnownBy};
 use self::names::Making;
 pub use self::saved::MountState;
 pub use self::stats::FsStats;

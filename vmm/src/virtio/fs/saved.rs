@@ -3,9 +3,10 @@
 //!
 //! Owns: the state of [`Tree`] and both ways of it. Refuses to save what has no path any more (a
 //! file that was removed and is still in use), and to go on with a file that isn't the one that was
-//! saved. Inode numbers don't outlive a copy of a directory, and contents of a directory that the
-//! host writes to may change at any time. So where the guest alone writes, a file is known again by
-//! its kind, size and time; elsewhere by its kind and inode.
+//! saved. Inode numbers don't outlive a copy of a directory, times do so in whole seconds (tar(5)),
+//! and contents of a directory that the host writes to may change at any time. So by what beside its
+//! path and kind a file is known again is each export's own ([`KnownBy`]). Archives leave sockets
+//! out, which are but names of what the guest has: one that is gone with the copy is made again.
 //!
 //! Paths are resolved by the kernel, below their export's directory, and no link on the way is
 //! followed (openat2(2)); a handle is opened from its inode, as it was at first.
@@ -16,12 +17,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Statx};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Statx, Uid, chownat, mknodat,
+};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::dax::{Dax, Shown};
-use super::export::CachePolicy;
+use super::export::KnownBy;
 use super::files::OpenFile;
 use super::nodes::{Node, ROOT, status};
 use super::tree::{Export, Session, State, Tree, own_name};
@@ -68,7 +71,8 @@ struct HandleState {
 /// By what a file is known again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Mark {
-    kind: u16,
+    mode: u16,
+    owner: (u32, u32),
     ino: u64,
     size: u64,
     modified: (i64, u32),
@@ -77,21 +81,26 @@ struct Mark {
 impl Mark {
     fn of(status: &Statx) -> Self {
         Self {
-            kind: status.stx_mode & (libc::S_IFMT as u16),
+            mode: status.stx_mode,
+            owner: (status.stx_uid, status.stx_gid),
             ino: status.stx_ino,
             size: status.stx_size,
             modified: (status.stx_mtime.tv_sec, status.stx_mtime.tv_nsec),
         }
     }
 
+    fn kind(self) -> FileType {
+        FileType::from_raw_mode(self.mode.into())
+    }
+
     /// What tells that the file isn't the one that was saved.
-    fn differs(self, now: Self, cache: CachePolicy) -> Option<&'static str> {
-        let is_file = FileType::from_raw_mode(now.kind.into()) == FileType::RegularFile;
-        let changed = (self.size, self.modified) != (now.size, now.modified);
-        match cache {
-            _ if self.kind != now.kind => Some("something of another kind is in its place"),
-            CachePolicy::Auto if self.ino != now.ino => Some("another file is in its place"),
-            CachePolicy::Always if is_file && changed => Some("it was changed since"),
+    fn differs(self, now: Self, by: KnownBy) -> Option<&'static str> {
+        let is_file = now.kind() == FileType::RegularFile;
+        let changed = (self.size, self.modified.0) != (now.size, now.modified.0);
+        match by {
+            _ if self.kind() != now.kind() => Some("something of another kind is in its place"),
+            KnownBy::Inode if self.ino != now.ino => Some("another file is in its place"),
+            KnownBy::Content if is_file && changed => Some("it was changed since"),
             _ => None,
         }
     }
@@ -119,6 +128,20 @@ fn open_below(directory: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {
         .map(|_| rustix::fs::openat2(directory, path, flags, Mode::empty(), within))
         .find(|opened| !matches!(opened, Err(Errno::AGAIN)))
         .unwrap_or(Err(Errno::AGAIN))
+}
+
+/// Makes a socket again at `path` below `directory`.
+fn make_socket(directory: &OwnedFd, path: &[u8], mark: Mark) -> Result<OwnedFd, Errno> {
+    let path = Path::new(OsStr::from_bytes(path));
+    let parent = path.parent().unwrap_or(Path::new(""));
+    let parent = open_below(directory, parent.as_os_str().as_bytes())?;
+    let name = path.file_name().ok_or(Errno::INVAL)?;
+    let mode = Mode::from_raw_mode(mark.mode.into());
+    mknodat(&parent, name, FileType::Socket, mode, 0)?;
+    let (user, group) = (Uid::from_raw(mark.owner.0), Gid::from_raw(mark.owner.1));
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    chownat(&parent, name, Some(user), Some(group), flags)?;
+    open_below(&parent, name.as_bytes())
 }
 
 impl Tree {
@@ -251,12 +274,18 @@ impl Tree {
         }
         let name = Name(&export, &saved.path);
         let root = &state.nodes.get(export.root).map_err(damaged)?.fd;
-        let fd = open_below(root, &saved.path).map_err(|errno| match errno {
+        let is_socket = saved.mark.kind() == FileType::Socket;
+        let is_copy = export.known_by == KnownBy::Content && !export.read_only;
+        let opened = match open_below(root, &saved.path) {
+            Err(Errno::NOENT) if is_socket && is_copy => make_socket(root, &saved.path, saved.mark),
+            opened => opened,
+        };
+        let fd = opened.map_err(|errno| match errno {
             Errno::NOENT | Errno::NOTDIR => format!("{name} is gone"),
             errno => format!("{name} can't be opened: {errno}"),
         })?;
         let now = status(&fd).map_err(|error| format!("{name} can't be looked at: {error}"))?;
-        if let Some(difference) = saved.mark.differs(Mark::of(&now), export.cache) {
+        if let Some(difference) = saved.mark.differs(Mark::of(&now), export.known_by) {
             return Err(format!("{name} is not what it was: {difference}"));
         }
         let nodes = &mut state.nodes;

@@ -22,7 +22,7 @@ use rustix::io::Errno;
 
 use super::FsLimits;
 use super::dax::Dax;
-use super::export::{CachePolicy, FsExport, is_component, own_descriptors};
+use super::export::{CachePolicy, FsExport, KnownBy, is_component, own_descriptors};
 use super::files::{Files, OpenFile};
 use super::nodes::{Node, Nodes, ROOT, Seen, root_attributes};
 use crate::memory::Window;
@@ -49,6 +49,7 @@ pub(super) struct Export {
     pub(super) names: Vec<String>,
     pub(super) read_only: bool,
     pub(super) cache: CachePolicy,
+    pub(super) known_by: KnownBy,
     pub(super) immutable: bool,
     pub(super) root: u64,
     /// It came while the guest ran, and may be gone at the next look.
@@ -140,6 +141,7 @@ impl Tree {
         for known in exports.iter_mut().flatten() {
             if known.read_only == export.read_only
                 && known.cache == export.cache
+                && known.known_by == export.known_by
                 && known.immutable == export.immutable
                 && state.nodes.is_at(known.root, &export.directory)?
             {
@@ -153,6 +155,7 @@ impl Tree {
             names: vec![export.name],
             read_only: export.read_only,
             cache: export.cache,
+            known_by: export.known_by,
             immutable: export.immutable,
             root: state.nodes.pin(index, export.directory)?,
             passing,

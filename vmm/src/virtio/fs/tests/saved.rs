@@ -1,11 +1,13 @@
 //! A mounted file system that another device goes on with.
 
-use std::fs::{self, File};
-use std::os::unix::fs::symlink;
-use std::time::SystemTime;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::time::{Duration, SystemTime};
 
 use super::*;
 use crate::testing::persist_roundtrip;
+use crate::virtio::fs::KnownBy;
 
 const ALWAYS: CachePolicy = CachePolicy::Always;
 const AUTO: CachePolicy = CachePolicy::Auto;
@@ -77,6 +79,51 @@ fn a_copy_of_the_directory_will_do_where_nobody_else_writes() {
     heir.write(file, handle, 0, (0, 0), b"C").unwrap();
     assert_eq!(fs::read(copy.path("a/b/file")).unwrap(), b"Content");
     assert_eq!(fs::read(host.path("a/b/file")).unwrap(), b"content");
+}
+
+#[test]
+fn by_what_a_file_is_known_is_its_exports_own() {
+    let (host, copy) = (filled(), filled());
+    let (mut guest, ..) = busy(&host, AUTO);
+    let _socket = UnixListener::bind(host.path("a/socket")).unwrap();
+    fs::set_permissions(host.path("a/socket"), Permissions::from_mode(0o640)).unwrap();
+    guest.lookup(SHARE, "a/socket").unwrap();
+    let heir = |known_by| {
+        let mut export = copy.export(false, AUTO);
+        export.known_by = known_by;
+        let mut heir = Guest::unmounted(vec![export], FsLimits::default());
+        let state = guest.device.save().map_err(|Unsaveable(why)| why)?;
+        let restored = heir.device.restore(state);
+        restored.map_err(|error| error.to_string())
+    };
+    for path in ["a/b/file", "other"] {
+        let time = fs::metadata(host.path(path)).unwrap().modified().unwrap();
+        let second = time.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let second = SystemTime::UNIX_EPOCH + Duration::from_secs(second.as_secs());
+        let file = File::options().write(true).open(copy.path(path)).unwrap();
+        file.set_modified(second).unwrap();
+    }
+    // As an archive has it.
+    assert_eq!(heir(KnownBy::Content), Ok(()));
+    // What an archive leaves out.
+    let made = fs::metadata(copy.path("a/socket")).unwrap();
+    assert!(made.file_type().is_socket());
+    assert_eq!(made.mode() & 0o777, 0o640);
+    let why = heir(KnownBy::Inode).unwrap_err();
+    assert!(why.contains("another file is in its place"), "{why}");
+    fs::write(copy.path("other"), "others").unwrap();
+    let why = heir(KnownBy::Content).unwrap_err();
+    assert!(
+        why.contains("\"/other\"") && why.contains("changed"),
+        "{why}"
+    );
+    assert_eq!(heir(KnownBy::Path), Ok(()));
+    fs::remove_file(copy.path("other")).unwrap();
+    let why = heir(KnownBy::Path).unwrap_err();
+    assert!(
+        why.contains("\"/other\"") && why.contains("is gone"),
+        "{why}"
+    );
 }
 
 #[test]
