@@ -16,7 +16,10 @@ const FORKS: &str = "forks";
 /// `hull checkpoint`.
 pub(crate) fn checkpoint(engine: &Engine, args: &CheckpointArgs) -> anyhow::Result<u8> {
     let container = engine.find(&args.name)?;
-    container.checkpoint(&args.directory, args.leave_running)?;
+    let saved = container.checkpoint(&args.directory)?;
+    if !args.leave_running {
+        saved.end()?;
+    }
     writeln!(stdout(), "{}", args.directory.display())?;
     Ok(0)
 }

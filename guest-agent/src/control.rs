@@ -143,13 +143,10 @@ impl Control {
                 Ok(Reply::Ok)
             }
             Request::StandStill => containers.stand_still().map(|()| Reply::Ok),
-            Request::GoOn { identity } => identity
-                .as_ref()
-                .map_or(Ok(()), |another| {
-                    identity::become_another(another, containers)
-                })
-                .and_then(|()| containers.go_on())
-                .map(|()| Reply::Ok),
+            Request::BecomeAnother(identity) => {
+                identity::become_another(identity, containers).map(|()| Reply::Ok)
+            }
+            Request::GoOn => containers.go_on().map(|()| Reply::Ok),
             Request::PutAway => scratch::put_away().map(|()| Reply::Ok),
             Request::Shutdown => {
                 self.end_processes();

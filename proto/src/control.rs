@@ -46,11 +46,10 @@ pub enum Request {
     OpenScratch,
     /// Has every process of every container stand still: answered when they do.
     StandStill,
-    /// Lets them go on, in a guest that has become another before if it is to.
-    GoOn {
-        /// Who the guest is from here on; the one it was if there is none.
-        identity: Option<Identity>,
-    },
+    /// Has a guest whose processes stand still be another from here on.
+    BecomeAnother(Identity),
+    /// Lets the processes go on.
+    GoOn,
     /// Has all that was written to the scratch disk be on it, and nothing written to it any more.
     PutAway,
     /// Ends every process (SIGTERM is the caller's business), syncs and stops the guest.

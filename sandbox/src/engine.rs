@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use oci_spec::runtime::Spec;
 
 use crate::cgroup::{self, CgroupError};
-use crate::checkpoint::CheckpointError;
+use crate::checkpoint::{self, CheckpointError};
 use crate::container::{self, Container};
 use crate::control::ControlError;
 use crate::exit::CODE_HULL_FAILED;
@@ -142,8 +142,8 @@ impl Engine {
         })
     }
 
-    /// As [`Self::create`], from an OCI bundle, with an id of the caller's. Its command will wait
-    /// for [`Container::release`].
+    /// As [`Self::create`], from an OCI bundle, with an id of the caller's. Its command, or what
+    /// goes on from a checkpoint, will wait for [`Container::release`].
     ///
     /// # Errors
     /// As [`Self::create`].
@@ -160,8 +160,18 @@ impl Engine {
         }
         let id = request.id.as_str();
         facts.pod = self.pod(&request.spec)?;
-        self.make(Some(id), Some(id), |identity| {
-            plan::plan_bundle(request, identity, &self.settings, &facts)
+        let from = request.checkpoint.as_deref().map(checkpoint::open);
+        let (file, saved) = from.transpose()?.unzip();
+        let container = self.make(Some(id), Some(id), |identity| {
+            let plan = plan::plan_bundle(request, identity, &self.settings, &facts)?;
+            match saved {
+                Some(saved) => plan::going_on(plan, &saved),
+                None => Ok(plan),
+            }
+        })?;
+        Ok(match file {
+            Some(file) => container.going_on_from(file),
+            None => container,
         })
     }
 

@@ -41,7 +41,7 @@ mod template;
 
 pub use carry::{Changes, Stdio, carry};
 pub use cgroup::CgroupError;
-pub use checkpoint::{CheckpointError, FromRequest, Staged};
+pub use checkpoint::{CheckpointError, FromRequest, Saved, Staged};
 pub use container::Container;
 pub use engine::{Engine, EngineError};
 pub use exit::{CODE_HULL_FAILED, CODE_NOT_EXECUTABLE, CODE_NOT_FOUND, FailureClass};

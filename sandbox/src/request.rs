@@ -128,6 +128,8 @@ pub struct BundleRequest {
     pub bundle: PathBuf,
     /// Its `config.json`.
     pub spec: Spec,
+    /// The checkpoint that it goes on from, if it doesn't begin.
+    pub checkpoint: Option<PathBuf>,
     /// Whether it only holds a sandbox for others: it has no command, and what waits is the
     /// agent's own.
     pub only_holds: bool,

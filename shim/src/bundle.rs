@@ -25,6 +25,7 @@ pub fn read(id: &str, directory: Option<&Path>) -> anyhow::Result<BundleRequest>
         id: id.to_owned(),
         bundle,
         spec,
+        checkpoint: None,
         only_holds: false,
     };
     check_root(&request)?;

@@ -1,6 +1,7 @@
 //! Containers that go on from a checkpoint.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::path::Path;
 
@@ -27,6 +28,27 @@ pub struct FromRequest {
     pub auto_remove: bool,
 }
 
+/// Opens a checkpoint: its guest's file, which is all that a bundle's needs, and the plan of its
+/// container.
+pub(crate) fn open(checkpoint: &Path) -> Result<(File, Plan), CheckpointError> {
+    let guest = checkpoint.join(GUEST);
+    let file = open_guest(&guest).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => CheckpointError::Unknown(checkpoint.to_owned()),
+        _ => CheckpointError::Disk {
+            action: "open",
+            path: guest,
+            source: error,
+        },
+    })?;
+    let unusable = |error: FileError| CheckpointError::Unusable {
+        path: checkpoint.to_owned(),
+        source: error.into(),
+    };
+    let (header, _): (Header<About>, _) =
+        file::read_head(&file, Kind::Checkpoint).map_err(unusable)?;
+    Ok((file, header.key.plan))
+}
+
 impl Engine {
     /// Makes a container of a checkpoint. It goes on when it is started first; started again, it
     /// runs its command anew.
@@ -39,22 +61,10 @@ impl Engine {
         checkpoint: &Path,
         request: &FromRequest,
     ) -> Result<Container, EngineError> {
-        let guest = checkpoint.join(GUEST);
-        let file = open_guest(&guest).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => CheckpointError::Unknown(checkpoint.to_owned()),
-            _ => CheckpointError::Disk {
-                action: "open",
-                path: guest,
-                source: error,
-            },
-        })?;
-        let unusable = |error: FileError| CheckpointError::Unusable {
-            path: checkpoint.to_owned(),
-            source: error.into(),
-        };
-        let (header, _): (Header<About>, _) =
-            file::read_head(&file, Kind::Checkpoint).map_err(unusable)?;
-        let saved = header.key.plan;
+        let (file, saved) = open(checkpoint)?;
+        if saved.bundle.is_some() {
+            return Err(CheckpointError::Engines(checkpoint.to_owned()).into());
+        }
         check_layers(&saved, checkpoint)?;
         let container = self.make(None, request.name.as_deref(), |identity| {
             copy_of(saved, identity, request)

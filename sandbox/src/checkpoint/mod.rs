@@ -9,8 +9,11 @@
 //!
 //! Owns that directory: whoever takes a checkpoint copies the disk while the monitor has the guest
 //! stand still, and the directory gets its name when all of it is on disk. Refuses: what can't go
-//! on elsewhere (networks, engines' bundles), a host with another kernel or processor, and a file
+//! on elsewhere (networks, pods), a host with another kernel or processor, and a file
 //! that isn't what was written.
+//!
+//! A bundle's has no disk: its root directory is its engine's, which keeps it beside the checkpoint
+//! and has it back in the bundle that goes on.
 
 mod go_on;
 mod staging;
@@ -30,8 +33,9 @@ use crate::template::file::{self, FileError, Header, Kind};
 use crate::template::{Ground, KeyError};
 
 pub use go_on::FromRequest;
+pub(crate) use go_on::open;
 pub(crate) use staging::{CLEAR_UP, clear_up};
-pub use take::Staged;
+pub use take::{Saved, Staged};
 
 /// The file that holds the guest.
 const GUEST: &str = "guest";
@@ -44,6 +48,9 @@ pub enum CheckpointError {
     /// One of this name is there.
     #[error("cannot make checkpoint \"{0}\": it exists")]
     Exists(PathBuf),
+    /// It is of an engine's container, and there is no engine.
+    #[error("checkpoint \"{0}\" is of an engine's container: only that engine can go on from it")]
+    Engines(PathBuf),
     /// There is none.
     #[error("no such checkpoint: {0}")]
     Unknown(PathBuf),

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, renameat_with};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
 
 use crate::names;
@@ -133,12 +133,13 @@ impl Staging {
             .map_err(|error| disk("write", path)(error.into()))
     }
 
-    /// Gives it its name.
+    /// Gives it its name, which an empty directory may have had.
     pub(super) fn publish(mut self, path: &Path) -> Result<(), CheckpointError> {
-        let flags = RenameFlags::NOREPLACE;
-        match renameat_with(CWD, &self.path, CWD, path, flags) {
+        match rustix::fs::rename(&self.path, path) {
             Ok(()) => {}
-            Err(Errno::EXIST) => return Err(CheckpointError::Exists(path.to_owned())),
+            Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR) => {
+                return Err(CheckpointError::Exists(path.to_owned()));
+            }
             Err(error) => return Err(disk("create", path)(error.into())),
         }
         self.kept = true;

@@ -34,28 +34,34 @@ impl Staged {
     }
 }
 
+/// A container that was saved and stands still for as long as this is there; then it goes on.
+#[derive(Debug)]
+pub struct Saved<'a> {
+    container: &'a Container,
+    monitor: UnixStream,
+}
+
 impl Container {
-    /// Saves it, memory and disk, to the new directory `to`. It goes on if it is to be
-    /// `leave_running`, else it has been killed when this returns.
+    /// Saves it, memory and disk, to the directory `to`, which is new or empty.
     ///
     /// # Errors
     /// If it doesn't run, or is one that can't be saved; nothing is left then.
-    pub fn checkpoint(&self, to: &Path, leave_running: bool) -> Result<(), EngineError> {
+    pub fn checkpoint(&self, to: &Path) -> Result<Saved<'_>, EngineError> {
         let to = std::path::absolute(to).map_err(|source| CheckpointError::Disk {
             action: "find",
             path: to.to_owned(),
             source,
         })?;
-        if to.symlink_metadata().is_ok() {
+        if to.symlink_metadata().is_ok() && !is_empty(&to) {
             return Err(CheckpointError::Exists(to).into());
         }
         let parent = to.parent().unwrap_or(Path::new("/"));
         let (staged, monitor) = self.save(parent)?;
         staged.staging.publish(&to)?;
-        if !leave_running {
-            self.end_saved(monitor)?;
-        }
-        Ok(())
+        Ok(Saved {
+            container: self,
+            monitor,
+        })
     }
 
     /// Saves it to a directory without a name in `parent`, which is made; it goes on.
@@ -125,16 +131,22 @@ impl Container {
             .map_err(|error| failed(control::ControlError::Io(error)))?;
         control::answer(monitor).map(drop).map_err(failed)
     }
+}
 
-    /// Has the guest that was saved never go on.
-    fn end_saved(&self, mut monitor: UnixStream) -> Result<(), EngineError> {
-        let told = monitor.write_all(b"\n");
-        told.map_err(|error| self.failed("stop", control::ControlError::Io(error)))?;
-        match control::answer(&monitor) {
+impl Saved<'_> {
+    /// Has it never go on: its VM is ended, and gone when this returns.
+    ///
+    /// # Errors
+    /// If its monitor can't be spoken to.
+    pub fn end(mut self) -> Result<(), EngineError> {
+        let container = self.container;
+        let told = self.monitor.write_all(b"\n");
+        told.map_err(|error| container.failed("stop", control::ControlError::Io(error)))?;
+        match control::answer(&self.monitor) {
             Ok(_) | Err(control::ControlError::Gone | control::ControlError::Refused(_)) => {}
-            Err(error) => return Err(self.failed("stop", error)),
+            Err(error) => return Err(container.failed("stop", error)),
         }
-        match self.wait() {
+        match container.wait() {
             Ok(_) => Ok(()),
             // It was to leave nothing.
             Err(EngineError::Store(error)) if error.is_missing() => Ok(()),
@@ -142,6 +154,10 @@ impl Container {
             Err(error) => Err(error),
         }
     }
+}
+
+fn is_empty(directory: &Path) -> bool {
+    fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 fn is_readable(socket: &UnixStream) -> bool {

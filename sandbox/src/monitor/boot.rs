@@ -211,26 +211,36 @@ impl Agent {
         Ok(())
     }
 
-    /// Gives a guest that went on from another container's checkpoint its identity, and lets its
-    /// processes go on.
+    /// Gives a guest that goes on from another container's checkpoint its identity and, if its
+    /// engine says them anew, its limits; lets its processes go on, unless they are held.
     pub(super) fn go_on(
         &mut self,
         guest: &dyn Guest,
         plan: &Plan,
         limit: Duration,
     ) -> Result<(), BootError> {
-        let request = Request::GoOn {
-            identity: Some(Identity {
-                hostname: plan.hostname.clone(),
-                moment: moment(guest),
-                entropy: names::random(),
-                files: plan.identity_files(),
-            }),
-        };
-        match self.ask(guest, &request, limit)? {
-            Reply::Ok => {}
-            Reply::Error { message } => return Err(BootError::Setup(message)),
-            _ => return Err(BootError::Unexpected),
+        let mut requests = vec![Request::BecomeAnother(Identity {
+            hostname: plan.hostname.clone(),
+            moment: moment(guest),
+            entropy: names::random(),
+            files: plan.identity_files(),
+        })];
+        let glance = plan.glance();
+        if let Some(limits) = glance.resources().filter(|_| plan.bundle.is_some()) {
+            requests.push(Request::Update {
+                id: plan.guest_id().to_owned(),
+                resources: serde_json::to_value(limits).map_err(ControlError::from)?,
+            });
+        }
+        if !plan.held {
+            requests.push(Request::GoOn);
+        }
+        for request in requests {
+            match self.ask(guest, &request, limit)? {
+                Reply::Ok => {}
+                Reply::Error { message } => return Err(BootError::Setup(message)),
+                _ => return Err(BootError::Unexpected),
+            }
         }
         let now = sys::monotonic_ns();
         (self.marks.agent, self.marks.ready) = (now, now);

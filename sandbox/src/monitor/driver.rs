@@ -82,6 +82,10 @@ pub(super) struct Driver<'a> {
     memory: Memory,
     /// Paused, its processes stand still and not its guest, which is others', too.
     frozen: bool,
+    /// Nobody saves it, and its processes stand still until its agent lets them go on.
+    still: bool,
+    /// The number of the question whose answer says that a held container's do.
+    waking: Option<u64>,
     kill_at: Option<Instant>,
     stop_at: Option<Instant>,
     guest_pid: u32,
@@ -155,6 +159,8 @@ impl<'a> Driver<'a> {
             parting: Vec::new(),
             memory: Memory::new(parts.plan),
             frozen: false,
+            still: parts.plan.held && parts.plan.guest_id.is_some(),
+            waking: None,
             kill_at: None,
             stop_at: None,
             guest_pid: parts.started.guest_pid,
@@ -312,7 +318,7 @@ impl<'a> Driver<'a> {
                     }
                 }
                 Frame::OomKilled { count } => self.oom_killed(count),
-                Frame::Exited(status) => return Some(End::Process(status)),
+                Frame::Exited(status) => return Some(self.exited(status)),
                 Frame::Started { .. } if self.phase() == Phase::Held => self.released(),
                 Frame::Failed(failure) if self.phase() == Phase::Held => {
                     return Some(End::Refused(failure));

@@ -1,4 +1,4 @@
-//! A first process that was saved, in a guest that goes on.
+//! A first process that was saved, in a guest that goes on; held if it is a bundle's.
 //!
 //! Owns: the order of it, which is that of a start from a template without a setup and a spawn:
 //! open, put the root together, build, jail, run, become another.
@@ -16,12 +16,19 @@ use crate::sys;
 use crate::template::Template;
 
 use super::boot::{self, BootError};
+use super::view::View;
 use super::vm::{Source, Vm};
-use super::{Failed, Place, boot_failed, connect, enter_cgroup, jail, open, stage};
+use super::{Failed, Place, boot_failed, connect, enter_cgroup, jail, open, scene, stage};
 
 /// Goes on from the checkpoint in `file`.
-pub(super) fn go_on(entry: &Entry, plan: &Plan, file: File) -> Result<Place, Failed> {
-    let opened = open(entry, plan, connect(plan, None)?, None)?;
+pub(super) fn go_on(
+    entry: &Entry,
+    plan: &Plan,
+    file: File,
+    view: Option<&View>,
+) -> Result<Place, Failed> {
+    let opened = open(entry, plan, connect(plan, view)?, None)?;
+    let scene = scene(entry, plan, &opened.shares)?;
     let cgroup = enter_cgroup(plan)?;
     let (saved, kernel) =
         checkpoint::load(&file, opened.kvm.as_fd()).map_err(stage("checkpoint"))?;
@@ -49,6 +56,7 @@ pub(super) fn go_on(entry: &Entry, plan: &Plan, file: File) -> Result<Place, Fai
     let (mut agent, started) =
         take_up().map_err(|error: BootError| boot_failed("setup", &vm, &error))?;
     drop(watch);
+    vm.await_network(view);
     agent.marks.built = built;
     Ok(Place {
         guest: Box::new(vm),
@@ -56,8 +64,7 @@ pub(super) fn go_on(entry: &Entry, plan: &Plan, file: File) -> Result<Place, Fai
         agent,
         jail,
         cgroup,
-        // No bundle is checkpointed.
-        scene: None,
+        scene,
         carried: saved.streams,
     })
 }

@@ -248,7 +248,7 @@ impl Monitor {
             carried,
         } = match (&plan.sandbox, self.checkpoint.take()) {
             (Some(sandbox), _) => self.join(plan, sandbox)?,
-            (None, Some(file)) => going_on::go_on(&self.entry, plan, file)?,
+            (None, Some(file)) => going_on::go_on(&self.entry, plan, file, view.as_ref())?,
             (None, None) => self.bring_up(plan, view.as_ref())?,
         };
         if let (Some(view), Some(scene)) = (view, scene) {
@@ -283,7 +283,7 @@ impl Monitor {
         // A guest that is to be copied belongs to nobody, and to no container's share.
         let mut base = Base::find(&self.entry, &plan.vm, network.cards());
         let opened = open(&self.entry, plan, network, base.scratch())?;
-        let scene = self.scene(plan, &opened.shares)?;
+        let scene = scene(&self.entry, plan, &opened.shares)?;
         let cgroup = enter_cgroup(plan)?;
         let (mut vm, agent, jail) = self.awaken(plan, opened, &mut base)?;
         let started = spawn(&vm, plan)?;
@@ -305,15 +305,10 @@ impl Monitor {
         })
     }
 
-    fn scene(&self, plan: &Plan, shares: &[SharedDirectory]) -> Result<Option<Scene>, Failed> {
-        let take = |_| Scene::take(&self.entry, plan, shares).map_err(stage("view"));
-        plan.bundle.as_ref().map(take).transpose()
-    }
-
     /// A first process in the VM of a pod's sandbox.
     fn join(&self, plan: &Plan, sandbox: &str) -> Result<Place, Failed> {
         let shares = rootfs::assemble(&self.entry, plan).map_err(stage("rootfs"))?;
-        let scene = self.scene(plan, &shares)?;
+        let scene = scene(&self.entry, plan, &shares)?;
         let cgroup = enter_cgroup(plan)?;
         let joined = Membership::join(
             &self.store,
@@ -522,6 +517,12 @@ fn raise_descriptor_limit() {
     {
         let _ = setrlimit(Resource::Nofile, limit(most));
     }
+}
+
+/// What a bundle's engine is to see of its container.
+fn scene(entry: &Entry, plan: &Plan, shares: &[SharedDirectory]) -> Result<Option<Scene>, Failed> {
+    let take = |_| Scene::take(entry, plan, shares).map_err(stage("view"));
+    plan.bundle.as_ref().map(take).transpose()
 }
 
 fn spawn(guest: &dyn Guest, plan: &Plan) -> Result<Started, Failed> {

@@ -8,6 +8,7 @@ mod saving;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -31,6 +32,7 @@ struct Fake {
     streams: Sender<UnixStream>,
     shown: Arc<Mutex<Vec<String>>>,
     memory: Arc<memory::Sizes>,
+    stands: Arc<AtomicBool>,
 }
 
 impl Guest for Fake {
@@ -63,6 +65,14 @@ impl Guest for Fake {
             .lock()
             .unwrap()
             .retain(|name| !names.contains(name));
+    }
+
+    fn pause(&self) {
+        self.stands.store(true, Ordering::SeqCst);
+    }
+
+    fn resume(&self) {
+        self.stands.store(false, Ordering::SeqCst);
     }
 
     fn plug(&self, bytes: u64) {
@@ -103,6 +113,8 @@ struct Bench {
     shown: Arc<Mutex<Vec<String>>>,
     /// What it is to have and has beyond its first memory.
     memory: Arc<memory::Sizes>,
+    /// Whether the guest stands still.
+    stands: Arc<AtomicBool>,
     driver: JoinHandle<(ExitRecord, Vec<u8>)>,
 }
 
@@ -153,14 +165,14 @@ fn plan(change: impl FnOnce(&mut RunRequest)) -> Plan {
     plan::plan(&request, identity, &settings, &facts).unwrap()
 }
 
-fn running() -> Record {
+fn running(held: bool) -> Record {
     Record {
         entry: None,
         running: Running {
             monitor_pid: 1,
             guest_pid: 7,
             started_at: Timestamp::UNIX_EPOCH,
-            phase: Phase::Running,
+            phase: if held { Phase::Held } else { Phase::Running },
             kernel: String::new(),
         },
     }
@@ -179,8 +191,11 @@ fn bench(change: impl FnOnce(&mut RunRequest)) -> Bench {
 }
 
 fn patient_bench(change: impl FnOnce(&mut RunRequest), patience: Duration) -> Bench {
+    bench_of(plan(change), patience)
+}
+
+fn bench_of(plan: Plan, patience: Duration) -> Bench {
     let directory = tempfile::tempdir().unwrap();
-    let plan = plan(change);
     let (near, far) = UnixStream::pair().unwrap();
     let (client, attached) = UnixStream::pair().unwrap();
     let (control, questions) = UnixStream::pair().unwrap();
@@ -188,17 +203,19 @@ fn patient_bench(change: impl FnOnce(&mut RunRequest), patience: Duration) -> Be
     let ended = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
     let ending = Arc::new(Mutex::new(None));
     let (shown, memory) = (Arc::default(), Arc::<memory::Sizes>::default());
+    let stands = Arc::<AtomicBool>::default();
     let guest = Fake {
         ended: Arc::clone(&ended),
         ending: Arc::clone(&ending),
         streams: streams_in,
         shown: Arc::clone(&shown),
         memory: Arc::clone(&memory),
+        stands: Arc::clone(&stands),
     };
     let listener = UnixListener::bind(directory.path().join("control.sock")).unwrap();
     let log_path = directory.path().join("log.json");
     let driver = thread::spawn(move || {
-        let mut driver = Driver::new(Parts {
+        let record = to_its_end(Parts {
             plan: &plan,
             guest: Box::new(guest),
             started: first_process(near),
@@ -207,18 +224,11 @@ fn patient_bench(change: impl FnOnce(&mut RunRequest), patience: Duration) -> Be
             log: LogWriter::open(log_path.clone(), 1 << 30).unwrap(),
             listener,
             attached: Some(attached),
-            record: running(),
+            record: running(plan.held),
             jail: Vec::new(),
             kill_grace: Duration::from_millis(10),
             patience,
-        })
-        .unwrap();
-        let end = driver.run().unwrap();
-        let (mut clients, (record, status)) = (driver.finish().clients, record(end, None));
-        for client in &mut clients {
-            client.tell_end(&record, status);
-        }
-        driver::flush(clients, None).unwrap();
+        });
         (record, fs::read(log_path).unwrap())
     });
     let mut bench = Bench {
@@ -234,11 +244,24 @@ fn patient_bench(change: impl FnOnce(&mut RunRequest), patience: Duration) -> Be
         ending,
         shown,
         memory,
+        stands,
         driver,
     };
     let started = bench.client.receive().unwrap();
     assert_eq!(started, Some(Frame::Started { pid: 7 }));
     bench
+}
+
+/// Runs a driver, and tells its clients of the end.
+fn to_its_end(parts: Parts<'_>) -> ExitRecord {
+    let mut driver = Driver::new(parts).unwrap();
+    let end = driver.run().unwrap();
+    let (mut clients, (record, status)) = (driver.finish().clients, record(end, None));
+    for client in &mut clients {
+        client.tell_end(&record, status);
+    }
+    driver::flush(clients, None).unwrap();
+    record
 }
 
 impl Bench {

@@ -389,13 +389,13 @@ fn guests_own(mount: &Mount, source: &Path) -> Result<Option<Mount>, PlanError> 
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use jiff::Timestamp;
     use serde_json::{Value, json};
 
     use super::*;
 
-    fn planned(change: impl FnOnce(&mut Value)) -> Result<Plan, PlanError> {
+    pub(in crate::plan) fn planned(change: impl FnOnce(&mut Value)) -> Result<Plan, PlanError> {
         planned_for(false, change)
     }
 
@@ -426,6 +426,7 @@ mod tests {
             id: "c1".into(),
             bundle: "/b".into(),
             spec: serde_json::from_value(config).unwrap(),
+            checkpoint: None,
             only_holds,
         };
         let identity = Identity {

@@ -10,6 +10,7 @@
 mod bundle;
 mod capability;
 mod cgroup;
+mod going_on;
 mod kept;
 mod limits;
 mod machine;
@@ -34,6 +35,7 @@ use crate::signal::{SignalError, parse_signal};
 
 pub(crate) use bundle::{bind_sources, guest_process, plan as plan_bundle};
 pub use cgroup::PlannedCgroup;
+pub(crate) use going_on::going_on;
 pub use kept::Limits;
 pub(crate) use limits::{Update, growth, memory_limit, memory_limit_of, update};
 pub use machine::MIN_MEMORY_BYTES;
@@ -157,6 +159,18 @@ pub enum PlanError {
         what: String,
         /// Why not.
         why: &'static str,
+    },
+    /// A bundle of another container than the one that was saved.
+    #[error(
+        "cannot go on from the checkpoint: its container's {what} was {then}, and is to be {now}"
+    )]
+    Differs {
+        /// What.
+        what: String,
+        /// As it was.
+        then: String,
+        /// As the bundle has it.
+        now: String,
     },
     /// A limit that a running virtual machine can't be given.
     #[error("cannot update to {0}")]

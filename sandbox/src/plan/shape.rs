@@ -126,6 +126,12 @@ struct GlanceLinux {
 }
 
 impl Glance {
+    /// Whether nobody may write to its root.
+    pub(crate) fn has_read_only_root(&self) -> bool {
+        let root = self.root.as_ref();
+        root.and_then(Root::readonly).unwrap_or(false)
+    }
+
     /// Its mounts.
     pub(crate) fn mounts(&self) -> impl Iterator<Item = &Mount> {
         self.mounts.iter().flatten()

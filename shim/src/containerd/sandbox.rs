@@ -94,6 +94,7 @@ impl Sandbox {
             id: request.sandbox_id.clone(),
             bundle,
             spec,
+            checkpoint: None,
             only_holds: true,
         };
         let mut pid = 0;

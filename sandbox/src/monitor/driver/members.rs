@@ -194,7 +194,8 @@ fn subject(request: &Request) -> Option<&String> {
         | Request::OpenScratch
         | Request::StandStill
         | Request::Network { .. }
-        | Request::GoOn { .. }
+        | Request::BecomeAnother(_)
+        | Request::GoOn
         | Request::PutAway
         | Request::Shutdown
         | Request::Ping

@@ -5,13 +5,14 @@
 //!
 //! ```text
 //! held ── Release, Started ──► running ◄── Resume, Pause ──► paused
+//!      └─ GoOn, of a checkpoint's ─┘
 //! ```
 
 use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use hull_proto::{Failure, FailureKind, Frame, PROCESS_PORT};
+use hull_proto::{ExitStatus, Failure, FailureKind, Frame, PROCESS_PORT};
 use jiff::Timestamp;
 
 use crate::control::{self, Reply, Report};
@@ -21,7 +22,7 @@ use crate::store::{Entry, StoreError};
 
 use super::super::chain;
 use super::super::client::{Client, Role, Then};
-use super::{AGENT_BACKLOG, Driver};
+use super::{AGENT_BACKLOG, Driver, End};
 
 /// What is said of the running container on disk.
 pub(in crate::monitor) struct Record {
@@ -160,9 +161,41 @@ impl Driver<'_> {
         self.unfit = Some(Failure { kind, message });
     }
 
-    /// Has the agent let the command run.
+    /// Has the agent let the command run, or the processes of a checkpoint go on.
     pub(super) fn let_go(&mut self) {
-        self.agent.send_frame(&Frame::Go);
+        if !std::mem::take(&mut self.still) {
+            return self.agent.send_frame(&Frame::Go);
+        }
+        match self.questions.ask(&hull_proto::Request::GoOn) {
+            Ok(number) => self.waking = Some(number),
+            Err(why) => self.cannot_run(why.to_owned()),
+        }
+    }
+
+    /// The agent has said whether the processes of a checkpoint go on.
+    pub(super) fn woken(&mut self, reply: hull_proto::Reply) {
+        self.waking = None;
+        match reply {
+            hull_proto::Reply::Error { message } => self.cannot_run(message),
+            _ => self.released(),
+        }
+    }
+
+    /// The first process has ended, which may be heard before that it went on.
+    pub(super) fn exited(&mut self, status: ExitStatus) -> End {
+        if self.waking.take().is_some() {
+            self.released();
+        }
+        End::Process(status)
+    }
+
+    /// Has the guest go on, and in it what stands still.
+    pub(super) fn wake(&mut self) {
+        self.guest.resume();
+        if std::mem::take(&mut self.still) {
+            // An agent that can't be asked has ended, or will be found to have.
+            let _ = self.questions.ask(&hull_proto::Request::GoOn);
+        }
     }
 
     /// The command runs: whoever asked for it is told.
@@ -199,7 +232,7 @@ impl Driver<'_> {
         }
         match to {
             Phase::Paused => self.guest.pause(),
-            _ => self.guest.resume(),
+            _ => self.wake(),
         }
         match self.record.enter(to) {
             Ok(()) => client.reply(&Reply::Ok),

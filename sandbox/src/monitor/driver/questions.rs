@@ -156,6 +156,10 @@ impl Driver<'_> {
                 self.stands_still(reply);
                 continue;
             }
+            if self.waking == Some(number) {
+                self.woken(reply);
+                continue;
+            }
             self.limit_answered(number, &reply);
             let leaving = self.leaving.as_mut();
             if leaving.is_some_and(|leaving| leaving.hears(number))

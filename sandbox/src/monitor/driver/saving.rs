@@ -6,7 +6,8 @@
 //!
 //! ```text
 //! running ── StandStill ──► frozen ── pause, write ──► still ── the client hangs up ──► GoOn, running
-//!                                                    └───── it sends a byte ──► ended
+//! paused ─── resume, StandStill ─┘                       │  └── it was paused ──► paused, GoOn at its end
+//!                                                        └───── it sends a byte ──► ended
 //! ```
 
 use std::fs::File;
@@ -17,7 +18,7 @@ use serde_json::Value;
 
 use crate::checkpoint::{About, Carried, CarriedStreams};
 use crate::control::{Reply, Request};
-use crate::plan::PlannedRoot;
+use crate::plan::{self, PlannedRoot};
 use crate::state::Phase;
 use crate::template::Ground;
 use crate::template::file::{self, FileError, Kind, Saved};
@@ -81,25 +82,14 @@ impl Saving {
 impl Driver<'_> {
     /// A client wants the container saved.
     pub(super) fn save(&mut self, client: &mut Client, ground: &Value) {
-        let why_not = match self.phase() {
-            Phase::Held => Some("its command was not started"),
-            Phase::Paused => Some("it is paused"),
-            Phase::Running if self.saving.is_some() => Some(BUSY),
-            Phase::Running if self.plan.network.is_some() => {
-                Some("it has a network, whose connections can't go on elsewhere")
-            }
-            Phase::Running if self.shares_guest() => Some("it shares its guest with others"),
-            Phase::Running if matches!(self.plan.root, PlannedRoot::Directory(_)) => {
-                Some("its root directory is another engine's")
-            }
-            Phase::Running => None,
-        };
-        if let Some(why) = why_not {
+        if let Some(why) = self.unsaveable() {
             return client.refuse(&format!("it can't be saved: {why}"));
         }
         let (Some(file), Ok(ground)) = (client.descriptors.pop(), Ground::read(ground)) else {
             return client.refuse("no file came along to save it to");
         };
+        // Only its agent can have its processes stand still.
+        self.guest.resume();
         match self.questions.ask(&hull_proto::Request::StandStill) {
             Ok(number) => {
                 let until = Instant::now() + self.questions.patience;
@@ -111,7 +101,27 @@ impl Driver<'_> {
                 });
                 client.role = Role::Saving;
             }
+            // That agent has ended, and so will its guest.
             Err(why) => client.refuse(why),
+        }
+    }
+
+    /// Why the container can't be saved as it is.
+    fn unsaveable(&self) -> Option<&'static str> {
+        let has_network = self.plan.network.is_some() || !self.guest.traffic().is_empty();
+        let is_foreign = matches!(self.plan.root, PlannedRoot::Directory(_));
+        if self.phase() == Phase::Held {
+            Some("its command was not started")
+        } else if self.saving.is_some() {
+            Some(BUSY)
+        } else if has_network {
+            Some("it has a network, whose connections can't go on elsewhere")
+        } else if self.shares_guest() || plan::is_sandbox(&self.plan.labels) {
+            Some("it is a pod's, and shares its guest with others")
+        } else if is_foreign && self.plan.bundle.is_none() {
+            Some("its root directory is used in place")
+        } else {
+            None
         }
     }
 
@@ -208,19 +218,20 @@ impl Driver<'_> {
         }
     }
 
-    /// Has the guest go on once nobody needs it to stand still.
+    /// Has the guest go on, or be paused as it was, once nobody needs it to stand still.
     pub(super) fn end_saving(&mut self) {
-        if self.saving.as_ref().is_some_and(|saving| saving.spoiled) {
+        let spoiled = self.saving.as_ref().is_some_and(|saving| saving.spoiled);
+        if spoiled {
             self.refuse_saving("the container was killed meanwhile");
         }
         let is_needed = |client: &Client| matches!(client.role, Role::Saving);
         if self.clients.iter().any(is_needed) || self.saving.take().is_none() {
             return;
         }
-        self.guest.resume();
-        // An agent that can't be asked has ended, or will be found to have.
-        let _ = self
-            .questions
-            .ask(&hull_proto::Request::GoOn { identity: None });
+        self.still = true;
+        match self.phase() == Phase::Paused && !spoiled {
+            true => self.guest.pause(),
+            false => self.wake(),
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Checkpoints that aren't made.
+//! Checkpoints that aren't made, and what goes on held from one.
 
 use super::*;
 
@@ -22,7 +22,7 @@ fn a_container_that_is_not_saved_goes_on() {
         layers: Vec::new(),
     };
     let mut bench = bench(|request| request.root = Root::Image(image));
-    let goes_on = hull_proto::Request::GoOn { identity: None };
+    let goes_on = hull_proto::Request::GoOn;
     let refusal = |socket: &UnixStream| control::answer(socket).unwrap_err().to_string();
     // This guest's machine is none.
     let client = saving(&mut bench);
@@ -57,4 +57,72 @@ fn a_container_that_is_not_saved_goes_on() {
     assert_eq!(asked(&mut bench.questions), hull_proto::Request::PutAway);
     answer(&mut bench.questions, &hull_proto::Reply::Ok);
     assert_eq!(bench.driver.join().unwrap().0.code, 0);
+}
+
+#[test]
+fn a_paused_container_is_paused_again_and_its_processes_go_on_at_its_end() {
+    let image = crate::request::Image::default();
+    let mut bench = bench(|request| request.root = Root::Image(image));
+    let stands = Arc::clone(&bench.stands);
+    let stands = || stands.load(Ordering::SeqCst);
+    assert_eq!(bench.ask(Request::Pause), Reply::Ok);
+    assert!(stands());
+    for reply in [
+        hull_proto::Reply::Ok,
+        hull_proto::Reply::Error {
+            message: "stuck".to_owned(),
+        },
+    ] {
+        let client = saving(&mut bench);
+        assert!(!stands(), "its agent is to answer");
+        answer(&mut bench.questions, &reply);
+        // This guest's machine is none.
+        assert!(control::answer(&client).is_err());
+        // Served after that.
+        assert_eq!(bench.ask(Request::Ping), Reply::Ok);
+        assert!(stands());
+    }
+    drop(saving(&mut bench));
+    answer(&mut bench.questions, &hull_proto::Reply::Ok);
+    assert_eq!(bench.ask(Request::Resume), Reply::Ok);
+    assert!(!stands());
+    assert_eq!(asked(&mut bench.questions), hull_proto::Request::GoOn);
+    answer(&mut bench.questions, &hull_proto::Reply::Ok);
+    bench.exit(0);
+    assert_eq!(asked(&mut bench.questions), hull_proto::Request::PutAway);
+    answer(&mut bench.questions, &hull_proto::Reply::Ok);
+    assert_eq!(bench.driver.join().unwrap().0.code, 0);
+}
+
+#[test]
+fn what_goes_on_held_is_let_go_by_its_agent() {
+    for ends_first in [false, true] {
+        let mut plan = plan(|_| {});
+        (plan.held, plan.guest_id) = (true, Some("before".to_owned()));
+        let mut bench = bench_of(plan, Duration::from_secs(60));
+        let client = bench.control();
+        control::ask(&client, Request::Release).unwrap();
+        assert_eq!(asked(&mut bench.questions), hull_proto::Request::GoOn);
+        if ends_first {
+            bench.exit(4);
+        } else {
+            answer(&mut bench.questions, &hull_proto::Reply::Ok);
+        }
+        assert_eq!(control::answer(&client).unwrap(), Reply::Ok);
+        if !ends_first {
+            bench.exit(4);
+        }
+        assert_eq!(bench.driver.join().unwrap().0.code, 4);
+    }
+    let mut plan = plan(|_| {});
+    (plan.held, plan.guest_id) = (true, Some("before".to_owned()));
+    let mut bench = bench_of(plan, Duration::from_secs(60));
+    let client = bench.control();
+    control::ask(&client, Request::Release).unwrap();
+    assert_eq!(asked(&mut bench.questions), hull_proto::Request::GoOn);
+    let message = "frozen".to_owned();
+    answer(&mut bench.questions, &hull_proto::Reply::Error { message });
+    let why = control::answer(&client).unwrap_err().to_string();
+    assert!(why.contains("frozen"), "{why}");
+    bench.driver.join().unwrap();
 }
