@@ -123,9 +123,6 @@ impl Service {
 
 impl Calls for Service {
     fn create(&self, _: &TtrpcContext, request: CreateTaskRequest) -> Result<CreateTaskResponse> {
-        if !request.checkpoint.is_empty() {
-            return Err(Fault::NotImplemented("start from a checkpoint").into());
-        }
         if self.tasks().contains_key(&request.id) {
             return Err(Fault::AlreadyExists(format!("task {}", request.id)).into());
         }
@@ -143,6 +140,7 @@ impl Calls for Service {
                 terminal: request.terminal,
                 ..TaskIO::default()
             }),
+            checkpoint: request.checkpoint,
             pid,
             ..TaskCreate::default()
         };
@@ -297,8 +295,9 @@ impl Calls for Service {
     }
 
     fn checkpoint(&self, _: &TtrpcContext, request: CheckpointTaskRequest) -> Result<Empty> {
-        self.task(&request.id)?;
-        Err(Fault::NotImplemented("checkpoint").into())
+        let task = self.task(&request.id)?;
+        task.checkpoint(&request.path, request.options.as_ref())?;
+        Ok(Empty::default())
     }
 
     fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> Result<ConnectResponse> {

@@ -9,8 +9,12 @@ use std::thread;
 use anyhow::{Context, bail};
 use containerd_shim_protos::api::{CreateTaskRequest, ExecProcessRequest};
 use containerd_shim_protos::events::task::{
-    TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart,
+    TaskCheckpointed, TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskPaused, TaskResumed,
+    TaskStart,
 };
+use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::shim::oci::CheckpointOptions;
 use containerd_shim_protos::topics;
 use hull_proto::{ExitStatus, Frame};
 use hull_sandbox::control::InterfaceStats;
@@ -32,6 +36,11 @@ use crate::stdio::{self, Names};
 const SIGKILL: u8 = 9;
 /// The code of what was killed.
 const KILLED: u32 = 128 + 9;
+/// The names of a checkpoint's options, the older one of which means the same.
+const CHECKPOINT_OPTIONS: [&str; 2] = [
+    "containerd.runc.v1.CheckpointOptions",
+    "containerd.linux.runc.CheckpointOptions",
+];
 
 /// A container.
 #[derive(Debug)]
@@ -100,6 +109,8 @@ impl Task {
         if let Some(sandbox) = sandbox {
             sandbox.take_in(&mut bundle.spec)?;
         }
+        let checkpoint = Some(&request.checkpoint).filter(|path| !path.is_empty());
+        bundle.checkpoint = checkpoint.map(PathBuf::from);
         let (mut held, mut pid) = (Held::default(), 0);
         let made = lifecycle::make(
             &around.engine,
@@ -424,6 +435,31 @@ impl Task {
         self.init.pass(from, to, action, announce)
     }
 
+    /// Saves it, running or paused, to a directory; then it goes on as it was, or ends if the
+    /// options say so.
+    pub(crate) fn checkpoint(&self, path: &str, options: Option<&Any>) -> Answer<()> {
+        let options = checkpoint_options(options)?;
+        match self.init.phase() {
+            Phase::Running | Phase::Paused => {}
+            other => return Err(other.forbids("checkpoint")),
+        }
+        let failed = |error| Fault::of_engine("OCI runtime checkpoint failed", error);
+        let saved = self.container.checkpoint(Path::new(path)).map_err(failed)?;
+        let event = TaskCheckpointed {
+            container_id: self.id.clone(),
+            checkpoint: path.to_owned(),
+            ..TaskCheckpointed::default()
+        };
+        self.init.unless_ended(|| {
+            self.events
+                .push(topics::TASK_CHECKPOINTED_EVENT_TOPIC, &event);
+        });
+        match options.exit {
+            true => saved.end().map_err(failed),
+            false => Ok(()),
+        }
+    }
+
     /// What it has used and may use, in its guest.
     pub(crate) fn stats(&self) -> Answer<CgroupStats> {
         let read = self.container.stats();
@@ -482,6 +518,19 @@ pub(crate) fn remove(engine: &Engine, id: &str, bundle: &Path) -> anyhow::Result
         Err(error) => return Err(error.into()),
     }
     rootfs::unmount_all(bundle)
+}
+
+/// What runc's shim is told, which clients tell every shim; or nothing.
+fn checkpoint_options(options: Option<&Any>) -> Answer<CheckpointOptions> {
+    let Some(options) = options.filter(|options| !options.type_url.is_empty()) else {
+        return Ok(CheckpointOptions::default());
+    };
+    let name = options.type_url.rsplit('/').next().unwrap_or_default();
+    if !CHECKPOINT_OPTIONS.contains(&name) {
+        return Err(Fault::Invalid(format!("options of type {name}")));
+    }
+    CheckpointOptions::parse_from_bytes(&options.value)
+        .map_err(|error| Fault::Invalid(format!("{name}: {error}")))
 }
 
 /// What is the process's own, once the rest is held.
