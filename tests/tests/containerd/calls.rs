@@ -43,7 +43,7 @@ impl Events for Ear {
     }
 }
 
-fn listen(path: &Path) -> (Server, Receiver<String>) {
+pub(crate) fn listen(path: &Path) -> (Server, Receiver<String>) {
     let _stale = fs::remove_file(path);
     let (sender, heard) = mpsc::channel();
     let listener = UnixListener::bind(path).unwrap();
@@ -94,8 +94,8 @@ impl<'a> Bundle<'a> {
         self.hull.path().join(name).display().to_string()
     }
 
-    fn events(&self) -> String {
-        self.ear.path().join("events").display().to_string()
+    pub(crate) fn events(&self) -> PathBuf {
+        self.ear.path().join("events")
     }
 
     pub(crate) fn shim(&self, words: &[&str]) -> Process {
@@ -111,7 +111,7 @@ impl<'a> Bundle<'a> {
             .env("HULL_CONFIG", self.at("config.toml"))
             .env("HULL_STATE_DIR", self.at("state"))
             .env("HULL_RUN_DIR", self.at("run"))
-            .env("TTRPC_ADDRESS", self.events())
+            .env("TTRPC_ADDRESS", self.events().display().to_string())
     }
 
     fn start(&self) -> TaskClient {
@@ -148,7 +148,7 @@ pub(crate) fn refusal<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> (Code, St
     }
 }
 
-fn shut_down(client: &TaskClient, bundle: &Bundle<'_>, id: &str) {
+pub(crate) fn shut_down(client: &TaskClient, bundle: &Bundle<'_>, id: &str) {
     let request = ShutdownRequest {
         id: id.to_owned(),
         ..ShutdownRequest::default()
@@ -168,7 +168,7 @@ fn shut_down(client: &TaskClient, bundle: &Bundle<'_>, id: &str) {
 fn a_bad_bundle_is_refused_with_the_reason() {
     let Some(hull) = Hull::new() else { return };
     let bundle = Bundle::new(&hull, "bad");
-    let (_server, heard) = listen(&bundle.ear.path().join("events"));
+    let (_server, heard) = listen(&bundle.events());
     let client = bundle.start();
     let failure = |request: &CreateTaskRequest| {
         let (code, words) = refusal(client.create(patient(), request));
@@ -232,7 +232,7 @@ pub(crate) fn start_by_message(bundle: &Bundle<'_>) -> Client {
     let params = BootstrapParams {
         instance_id: bundle.id.to_owned(),
         namespace: "ns".to_owned(),
-        containerd_ttrpc_address: bundle.events(),
+        containerd_ttrpc_address: bundle.events().display().to_string(),
         containerd_grpc_address: bundle.at("c.sock"),
         ..BootstrapParams::default()
     };
@@ -316,7 +316,7 @@ fn calls_have_their_places_and_events_wait_to_be_heard() {
     let go = || fs::write(tree.join("go"), "").unwrap();
     assert_eq!(live(&client, &request, go), 9);
     // Nobody has heard anything until now.
-    let (_server, heard) = listen(&bundle.ear.path().join("events"));
+    let (_server, heard) = listen(&bundle.events());
     for word in ["create", "start", "exit"] {
         let topic = heard.recv_timeout(PATIENCE).unwrap();
         assert_eq!(topic, format!("/tasks/{word}"));

@@ -115,6 +115,13 @@ impl<'a> Daemon<'a> {
         assert_eq!(done.code, 0, "{:?}\n{}", done.all(), self.log());
     }
 
+    /// Makes a container of a checkpoint, with `ctr`'s flags.
+    pub(crate) fn restore(&self, id: &str, flags: &[&str], checkpoint: &str) -> Process {
+        self.ids.borrow_mut().push(id.to_owned());
+        let begin = ["container", "restore"];
+        self.ctr(&[&begin, flags, &[id, checkpoint]].concat())
+    }
+
     /// Runs a process in one.
     pub(crate) fn exec(&self, id: &str, command: &[&str]) -> Output {
         let begin = ["task", "exec", "--exec-id", "e", id];

@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::daemon::{Daemon, exit_of};
 
 pub(crate) const SHIM: &str = "containerd-shim-hull-v2";
-const MONITOR: &str = "hull-monitor";
+pub(crate) const MONITOR: &str = "hull-monitor";
 const FOREVER: &str = "trap 'exit 3' TERM; while :; do sleep 0.1; done";
 /// How long a process may take to appear.
 const APPEARING: Duration = Duration::from_secs(60);
@@ -49,7 +49,7 @@ fn appeared(program: &str, id: &str) -> Pid {
     }
 }
 
-fn await_exit(events: &mut Running, id: &str, code: u32) {
+pub(crate) fn await_exit(events: &mut Running, id: &str, code: u32) {
     let exit = exit_of(id);
     events.await_stdout(&exit);
     let said = events.said();

@@ -10,6 +10,7 @@
 )]
 
 mod calls;
+mod checkpoints;
 mod daemon;
 mod kills;
 mod same;
