@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use hull_proto::OciJson;
 use oci_spec::runtime::{
     Linux, LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType,
-    Mount, MountBuilder, PosixRlimitBuilder, PosixRlimitType, Process, RootBuilder, Spec,
+    Mount, MountBuilder, PosixRlimitBuilder, PosixRlimitType, Process, Root, RootBuilder, Spec,
 };
 
-use crate::request::{BundleRequest, Root, RunRequest};
+use crate::request::{self, BundleRequest, RunRequest};
 use crate::settings::Settings;
 
 use super::mounts::NAMESPACES;
@@ -62,7 +62,6 @@ pub(crate) fn plan(
     }
     let process = process(request)?;
     let tty = process.terminal().unwrap_or(false);
-    let read_only = spec.root().as_ref().and_then(|root| root.readonly());
     // What a sandbox shows is named by whom it shows it for.
     let prefix = facts.pod.as_ref().map(|_| format!("{}.", identity.id));
     let prefix = prefix.unwrap_or_default();
@@ -78,16 +77,11 @@ pub(crate) fn plan(
             (machine::plan(&shape, settings, facts)?, shape.network)
         }
     };
-    let root_name = format!("{prefix}{ROOT_NAME}");
+    let root = guest_root(&spec, &prefix)?;
     spec.set_linux(Some(self::linux(&linux, facts)?))
         .set_process(Some(process))
         .set_mounts(Some(mounts))
-        .set_root(Some(
-            RootBuilder::default()
-                .path(guest_path(&root_name))
-                .readonly(read_only.unwrap_or(false))
-                .build()?,
-        ));
+        .set_root(Some(root));
     Ok(Plan {
         generation: Plan::GENERATION,
         id: identity.id,
@@ -117,6 +111,15 @@ pub(crate) fn plan(
         // Whoever made the bundle reads its output at the source.
         log_limit_bytes: 0,
     })
+}
+
+/// The root as the guest sees it.
+fn guest_root(spec: &Spec, prefix: &str) -> Result<Root, PlanError> {
+    let read_only = spec.root().as_ref().and_then(|root| root.readonly());
+    let root = RootBuilder::default()
+        .path(guest_path(&format!("{prefix}{ROOT_NAME}")))
+        .readonly(read_only.unwrap_or(false));
+    Ok(root.build()?)
 }
 
 impl BundleRequest {
@@ -168,7 +171,7 @@ pub(crate) fn guest_process(process: &Process) -> Result<Process, PlanError> {
 /// The VM's shape and network, as a run request has them: the limits that the host's engine asked
 /// for, the namespace that it set up.
 fn shape(linux: &Linux, facts: &HostFacts) -> RunRequest {
-    let mut request = RunRequest::new(Root::Directory(PathBuf::new()));
+    let mut request = RunRequest::new(request::Root::Directory(PathBuf::new()));
     let resources = linux.resources().as_ref();
     let limit = resources
         .and_then(|resources| resources.memory().as_ref()?.limit())
