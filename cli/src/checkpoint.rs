@@ -34,6 +34,7 @@ pub(crate) fn fork(engine: &Engine, args: &ForkArgs) -> anyhow::Result<u8> {
     let request = FromRequest {
         name: args.name.clone(),
         hostname: None,
+        network: None,
         labels: args.label.iter().cloned().collect(),
         auto_remove: args.rm,
     };
@@ -80,6 +81,7 @@ pub(crate) fn create_from(
     let request = FromRequest {
         name: args.name.clone(),
         hostname: args.hostname.clone(),
+        network: args.network.0.clone(),
         labels,
         auto_remove: args.rm,
     };

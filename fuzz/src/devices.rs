@@ -162,6 +162,7 @@ pub(crate) fn net(data: &[u8]) {
         device,
         set_offloads: Box::new(|_, _| Ok(())),
         traffic: Arc::default(),
+        muted: input.byte() % 8 == 0,
     };
     let spec = NetSpec {
         mac: [2; 6],

@@ -29,20 +29,30 @@ pub(crate) fn make(interfaces: &[Interface]) -> Result<(), Fault> {
 }
 
 /// As [`make`], where there may be more cards than interfaces: the others go. That takes a guest
-/// longer than to have one come, so in one that is to be copied all have gone.
+/// longer than to have one come, so in one that is to be copied all have gone. Those that the guest
+/// had before it was saved, with addresses and routes of another network, go first, and come anew.
 pub(crate) fn make_of_spares(interfaces: &[Interface]) -> Result<(), Fault> {
+    let_go(|mac| !is_spare(mac))?;
     take(interfaces.len()).or_internal(|| "cannot take the network cards")?;
     make(interfaces)?;
+    let_go(is_spare)
+}
+
+fn is_spare(mac: [u8; 6]) -> bool {
+    let mut spares = (0..).take(MAX_INTERFACES).map(spare_mac);
+    spares.any(|spare| spare == mac)
+}
+
+/// Has the cards with such addresses be driven no longer.
+fn let_go(which: impl Fn([u8; 6]) -> bool) -> Result<(), Fault> {
     let links = hull_netlink::links(&mut socket()?).or_internal(|| "cannot list the interfaces")?;
-    let is_spare = |mac| {
-        (0..)
-            .take(MAX_INTERFACES)
-            .any(|number| spare_mac(number) == mac)
-    };
-    for link in links.iter().filter(|link| link.mac.is_some_and(is_spare)) {
+    for link in links.iter().filter(|link| link.mac.is_some_and(&which)) {
         let what = || format!("cannot take interface {} away", link.name);
         let device = Path::new("/sys/class/net").join(&link.name).join("device");
-        let device = fs::read_link(device).or_internal(what)?;
+        // What containers made is no card.
+        let Ok(device) = fs::read_link(device) else {
+            continue;
+        };
         let name = device.file_name().unwrap_or_default();
         fs::write(LET_GO, name.as_encoded_bytes()).or_internal(what)?;
     }

@@ -8,7 +8,7 @@ use hull_sandbox::{Tmpfs, Ulimit};
 use crate::parse::{self, Mount};
 
 /// What a container that goes on from a checkpoint has already.
-const FIXED: [&str; 29] = [
+const FIXED: [&str; 28] = [
     "interactive",
     "tty",
     "env",
@@ -34,7 +34,6 @@ const FIXED: [&str; 29] = [
     "stop_signal",
     "stop_timeout",
     "platform",
-    "network",
     "no_template",
     "debug",
     "image_and_command",

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use hull_proto::OciJson;
 
@@ -24,6 +24,8 @@ pub struct FromRequest {
     pub hostname: Option<String>,
     /// Labels beside those that were saved.
     pub labels: BTreeMap<String, String>,
+    /// The network namespace whose interfaces its guest has from here on.
+    pub network: Option<PathBuf>,
     /// Removes the container when it ends.
     pub auto_remove: bool,
 }
@@ -64,6 +66,11 @@ impl Engine {
         let (file, saved) = open(checkpoint)?;
         if saved.bundle.is_some() {
             return Err(CheckpointError::Engines(checkpoint.to_owned()).into());
+        }
+        let had = saved.network.is_some();
+        if had != request.network.is_some() {
+            let path = checkpoint.to_owned();
+            return Err(CheckpointError::Network { path, had }.into());
         }
         check_layers(&saved, checkpoint)?;
         let container = self.make(None, request.name.as_deref(), |identity| {
@@ -139,6 +146,7 @@ fn copy_of(saved: Plan, identity: Identity, request: &FromRequest) -> Result<Pla
         labels,
         spec: OciJson::write(&spec)?,
         guest_id: Some(guest_id),
+        network: request.network.clone(),
         auto_remove: request.auto_remove,
         ..saved
     })

@@ -9,7 +9,7 @@
 //!
 //! Owns that directory: whoever takes a checkpoint copies the disk while the monitor has the guest
 //! stand still, and the directory gets its name when all of it is on disk. Refuses: what can't go
-//! on elsewhere (networks, pods), a host with another kernel or processor, and a file
+//! on elsewhere (pods, sessions), a host with another kernel or processor, and a file
 //! that isn't what was written.
 //!
 //! A bundle's has no disk: its root directory is its engine's, which keeps it beside the checkpoint
@@ -64,6 +64,14 @@ pub enum CheckpointError {
         /// Why not.
         source: std::io::Error,
     },
+    /// Its container had a network and the copy has none, or the reverse.
+    #[error("checkpoint \"{path}\" is of a container that had {}: a copy needs the same", if *had { "a network" } else { "no network" })]
+    Network {
+        /// Its directory.
+        path: PathBuf,
+        /// Whether it had one.
+        had: bool,
+    },
     /// It isn't what was written.
     #[error("checkpoint \"{path}\" can't be used")]
     Unusable {
@@ -96,6 +104,9 @@ pub(crate) enum LoadError {
     /// The host differs.
     #[error("the checkpoint can't go on here: {0}")]
     Ground(String),
+    /// A machine has the cards that it has.
+    #[error("the checkpoint's guest has {had} network cards, and its network now {has} interfaces")]
+    Cards { had: usize, has: usize },
     /// It isn't what was written.
     #[error("the checkpoint can't be used")]
     File(#[from] FileError),

@@ -211,12 +211,14 @@ impl Agent {
         Ok(())
     }
 
-    /// Gives a guest that goes on from another container's checkpoint its identity and, if its
-    /// engine says them anew, its limits; lets its processes go on, unless they are held.
+    /// Gives a guest that goes on from another container's checkpoint its identity, the interfaces
+    /// of its cards if it has any, and its limits if its engine says them anew; lets its processes
+    /// go on, unless they are held.
     pub(super) fn go_on(
         &mut self,
         guest: &dyn Guest,
         plan: &Plan,
+        cards: Option<&[Interface]>,
         limit: Duration,
     ) -> Result<(), BootError> {
         let mut requests = vec![Request::BecomeAnother(Identity {
@@ -225,6 +227,10 @@ impl Agent {
             entropy: names::random(),
             files: plan.identity_files(),
         })];
+        requests.extend(cards.map(|interfaces| Request::Network {
+            interfaces: interfaces.to_vec(),
+            resolver: false,
+        }));
         let glance = plan.glance();
         if let Some(limits) = glance.resources().filter(|_| plan.bundle.is_some()) {
             requests.push(Request::Update {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use hull_vmm::memory::WorkingSet;
 
-use crate::checkpoint;
+use crate::checkpoint::{self, LoadError};
 use crate::plan::Plan;
 use crate::store::Entry;
 use crate::sys;
@@ -32,6 +32,13 @@ pub(super) fn go_on(
     let cgroup = enter_cgroup(plan)?;
     let (saved, kernel) =
         checkpoint::load(&file, opened.kvm.as_fd()).map_err(stage("checkpoint"))?;
+    let (had, has) = (
+        saved.machine.cards(),
+        usize::from(opened.network.cards().count),
+    );
+    if had != has {
+        return Err(stage("checkpoint")(LoadError::Cards { had, has }));
+    }
     let template = Template {
         file,
         state: saved.machine,
@@ -50,12 +57,13 @@ pub(super) fn go_on(
     let take_up = || {
         let mut agent = boot::carried_on(&dials, kernel)?;
         let started = boot::process_carried_on(&dials, &saved.streams)?;
-        agent.go_on(&vm, plan, limit)?;
+        agent.go_on(&vm, plan, (has > 0).then(|| vm.interfaces()), limit)?;
         Ok((agent, started))
     };
     let (mut agent, started) =
         take_up().map_err(|error: BootError| boot_failed("setup", &vm, &error))?;
     drop(watch);
+    vm.forward();
     vm.await_network(view);
     agent.marks.built = built;
     Ok(Place {

@@ -163,7 +163,7 @@ fn spec(vm: &PlannedVm, network: &Joined, backing: MemoryBacking) -> VmSpec {
 }
 
 /// The host's ends of the cards.
-fn taps(network: &mut Joined) -> Vec<Tap> {
+fn taps(network: &mut Joined, muted: bool) -> Vec<Tap> {
     let (is_spare, own) = (network.is_spare, network.own.clone().unwrap_or_default());
     let set_offloads = |number: usize| -> SetOffloads {
         match own.taps().get(number).cloned() {
@@ -176,6 +176,7 @@ fn taps(network: &mut Joined) -> Vec<Tap> {
         device,
         set_offloads: set_offloads(number),
         traffic: Arc::default(),
+        muted,
     };
     network.taps.drain(..).enumerate().map(tap).collect()
 }
@@ -191,7 +192,8 @@ impl Vm {
         let console = opened.console.tail();
         let exports = opened.shares.into_iter().map(export);
         let mut network = opened.network;
-        let taps = taps(&mut network);
+        // What goes on has another network's addresses at first.
+        let taps = taps(&mut network, matches!(source, Source::GoOn(..)));
         let traffic = taps.iter().map(|tap| Arc::clone(&tap.traffic)).collect();
         let mut host = Host {
             kvm: opened.kvm,

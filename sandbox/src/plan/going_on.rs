@@ -67,7 +67,7 @@ fn yes(whether: bool) -> String {
 
 fn network(plan: &Plan) -> String {
     match &plan.network {
-        Some(path) => format!("that of {}", path.display()),
+        Some(_) => "its engine's".to_owned(),
         None if plan.makes_network => "a new one".to_owned(),
         None => "none".to_owned(),
     }

@@ -16,6 +16,7 @@ use crate::kvm::state::{VcpuState, VmState};
 use crate::memory::Observer;
 use crate::spec::{Checked, VmSpec};
 use crate::virtio::device::{Persist, RestoreError};
+use crate::virtio::net::Net;
 use crate::virtio::transport::SlotState;
 use crate::virtio::vsock::{Vsock, VsockState};
 
@@ -59,6 +60,13 @@ impl MachineState {
                 state.cut.is_empty() && ports.eq([host_port])
             })
         })
+    }
+
+    /// How many network cards it has.
+    #[must_use]
+    pub fn cards(&self) -> usize {
+        let is_card = |slot: &&SlotState| slot.unit == Net::UNIT;
+        self.slots.iter().filter(is_card).count()
     }
 
     /// The host's and the guest's ports of the streams that it goes on with.

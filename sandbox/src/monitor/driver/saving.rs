@@ -13,7 +13,7 @@
 use std::fs::File;
 use std::time::Instant;
 
-use hull_proto::{CONTROL_PORT, GENERATION, PROCESS_PORT};
+use hull_proto::{CONTROL_PORT, GENERATION, PROCESS_PORT, RESOLVER_PORT};
 use serde_json::Value;
 
 use crate::checkpoint::{About, Carried, CarriedStreams};
@@ -44,8 +44,12 @@ pub(super) fn disturbs(request: &Request) -> bool {
 enum SavingError {
     #[error(transparent)]
     Guest(#[from] SnapshotError),
-    #[error("it has {0} exec sessions: end them before")]
+    #[error(
+        "it has {0} exec sessions, or connections to its localhost from its network's: end them before"
+    )]
     Sessions(usize),
+    #[error("its engine's name server answers it")]
+    Resolver,
     #[error("its first process is ending")]
     Ending,
     #[error("its agent is busy: try again")]
@@ -108,14 +112,11 @@ impl Driver<'_> {
 
     /// Why the container can't be saved as it is.
     fn unsaveable(&self) -> Option<&'static str> {
-        let has_network = self.plan.network.is_some() || !self.guest.traffic().is_empty();
         let is_foreign = matches!(self.plan.root, PlannedRoot::Directory(_));
         if self.phase() == Phase::Held {
             Some("its command was not started")
         } else if self.saving.is_some() {
             Some(BUSY)
-        } else if has_network {
-            Some("it has a network, whose connections can't go on elsewhere")
         } else if self.shares_guest() || plan::is_sandbox(&self.plan.labels) {
             Some("it is a pod's, and shares its guest with others")
         } else if is_foreign && self.plan.bundle.is_none() {
@@ -169,6 +170,9 @@ impl Driver<'_> {
         let streams = machine.streams().unwrap_or_default();
         let process_port = match streams.as_slice() {
             [(CONTROL_PORT, _), (port, PROCESS_PORT)] => *port,
+            all if all.iter().any(|(port, _)| *port == RESOLVER_PORT) => {
+                return Err(SavingError::Resolver);
+            }
             [_, _, sessions @ ..] if !sessions.is_empty() => {
                 return Err(SavingError::Sessions(sessions.len()));
             }

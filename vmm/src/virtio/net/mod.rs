@@ -91,6 +91,9 @@ pub struct Tap {
     pub set_offloads: SetOffloads,
     /// Where what goes over it is counted.
     pub traffic: Arc<Traffic>,
+    /// No frame passes before the guest takes the card anew: what it has to say until then is said
+    /// by who it was.
+    pub muted: bool,
 }
 
 /// The device.
@@ -110,8 +113,8 @@ pub struct Net {
     outbound: Vec<u8>,
 }
 
-/// A card's state: what is on its way is the network's, and what it is called is the spec's. A
-/// copy's card has another address than its guest has read, which has to be told.
+/// A card's state: what is on its way is the network's to lose, and what it is called is the spec's.
+/// A copy's card has another address than its guest has read, which has to be told.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct NetState {}
 
@@ -224,6 +227,10 @@ impl Net {
             if chain.writable_len() > 0 || !(HEADER_BYTES..=MAX_FRAME_BYTES).contains(&length) {
                 return Err(DeviceError::Guest(format!("frame of {length} bytes")));
             }
+            if self.tap.muted {
+                queue.complete(&chain, 0)?;
+                continue;
+            }
             let frame = self.outbound.get_mut(..length).unwrap_or_default();
             chain.read_at(0, frame)?;
             let written = loop {
@@ -253,7 +260,7 @@ impl Net {
         let Some(activation) = &self.activation else {
             return Ok(());
         };
-        if wanted == self.watching || self.gone {
+        if wanted == self.watching || self.gone || wanted && self.tap.muted {
             return Ok(());
         }
         let tap = self.tap.device.as_fd();
@@ -297,11 +304,6 @@ impl Persist for Net {
     type State = NetState;
 
     fn save(&self) -> Result<NetState, Unsaveable> {
-        if self.waiting > 0 || !self.held.is_empty() {
-            return Err(Unsaveable(
-                "a frame waits for the guest's buffers".to_owned(),
-            ));
-        }
         Ok(NetState {})
     }
 
@@ -369,6 +371,7 @@ impl VirtioDevice for Net {
         drop(self.watch(false));
         drop(self.offload(Offloads::default()));
         self.activation = None;
+        self.tap.muted = false;
         self.waiting = 0;
         self.held.clear();
     }
