@@ -166,10 +166,14 @@ impl Suite {
         say(format!("test: suite {}, on the KVM host", self.name));
         let started = Instant::now();
         let (output, writer) = io::pipe().context("cannot make a pipe")?;
+        // How often cases that repeat themselves do so (`hull_tests::process::rounds`).
+        let asked = env::var_os("HULL_ROUNDS");
+        let rounds = asked.iter().flat_map(|_| ["--env", "HULL_ROUNDS"]);
         let mut child = Command::new(env::current_exe().context("cannot find this program")?)
             .args(["host", "--name", host, "--env", "HULL_REQUIRE_KVM=1"])
             .arg("--env")
             .arg(format!("HULL_BIN={}", prefix.join("bin/hull").display()))
+            .args(rounds)
             .arg("--")
             .arg(&self.program)
             .arg("--test-threads=2")
