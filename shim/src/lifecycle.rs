@@ -58,9 +58,11 @@ fn running(container: &Container) -> anyhow::Result<Running> {
 /// # Errors
 /// If it can't be executed; a hook that fails is told to `warn`, as the spec has it.
 pub fn release(container: &Container, warn: impl FnOnce(&anyhow::Error)) -> anyhow::Result<()> {
+    // What can't be read is said before anything runs.
+    let spec = container.plan().read_spec()?;
     container.release()?;
     let state = describe(container)?;
-    if let Err(error) = hooks::on_start(&container.plan().read_spec()?, &state) {
+    if let Err(error) = hooks::on_start(&spec, &state) {
         warn(&error);
     }
     Ok(())

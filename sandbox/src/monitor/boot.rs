@@ -198,11 +198,7 @@ impl Agent {
             interfaces: furniture.interfaces.to_vec(),
             shared_memory_bytes: furniture.shared_memory.then_some(SHARED_MEMORY),
         });
-        match self.ask(guest, &request, limit)? {
-            Reply::Ok => {}
-            Reply::Error { message } => return Err(BootError::Setup(message)),
-            _ => return Err(BootError::Unexpected),
-        }
+        self.tell(guest, &request, limit, BootError::Setup)?;
         if self.copied {
             // Nothing of it was there before: it wakes to this request.
             let now = sys::monotonic_ns();
@@ -241,12 +237,8 @@ impl Agent {
         if !plan.held {
             requests.push(Request::GoOn);
         }
-        for request in requests {
-            match self.ask(guest, &request, limit)? {
-                Reply::Ok => {}
-                Reply::Error { message } => return Err(BootError::Setup(message)),
-                _ => return Err(BootError::Unexpected),
-            }
+        for request in &requests {
+            self.tell(guest, request, limit, BootError::Setup)?;
         }
         let now = sys::monotonic_ns();
         (self.marks.agent, self.marks.ready) = (now, now);
@@ -263,12 +255,12 @@ impl Agent {
             interfaces: Vec::new(),
             resolver: false,
         };
-        self.prepare(guest, &request, limit)
+        self.tell(guest, &request, limit, BootError::Settle)
     }
 
     /// Has the agent do all that its guest's copies need not, and undo its setup.
     pub(super) fn settle(&mut self, guest: &dyn Guest, limit: Duration) -> Result<(), BootError> {
-        self.prepare(guest, &Request::Settle, limit)
+        self.tell(guest, &Request::Settle, limit, BootError::Settle)
     }
 
     /// Has the agent mount its guest's disk before any setup.
@@ -277,19 +269,20 @@ impl Agent {
         guest: &dyn Guest,
         limit: Duration,
     ) -> Result<(), BootError> {
-        self.prepare(guest, &Request::OpenScratch, limit)
+        self.tell(guest, &Request::OpenScratch, limit, BootError::Settle)
     }
 
-    /// Has the agent do what its guest's copies need not.
-    fn prepare(
+    /// Has the agent do something; if it can't, what it says is `failed`.
+    fn tell(
         &mut self,
         guest: &dyn Guest,
         request: &Request,
         limit: Duration,
+        failed: fn(String) -> BootError,
     ) -> Result<(), BootError> {
         match self.ask(guest, request, limit)? {
             Reply::Ok => Ok(()),
-            Reply::Error { message } => Err(BootError::Settle(message)),
+            Reply::Error { message } => Err(failed(message)),
             _ => Err(BootError::Unexpected),
         }
     }

@@ -7,6 +7,7 @@
 use oci_spec::runtime::Mount;
 
 use super::bundle::cannot;
+use super::shape::Glance;
 use super::{Plan, PlanError, PlannedVm, pod};
 
 /// The plan of a bundle as one that goes on from where the container of `saved` stood.
@@ -17,11 +18,13 @@ pub(crate) fn going_on(new: Plan, saved: &Plan) -> Result<Plan, PlanError> {
     if new.sandbox.is_some() || pod::is_sandbox(&new.labels) {
         return Err(cannot("the checkpoint", "the container is a pod's"));
     }
-    let seen = |plan: &Plan| {
+    // As the guests see them, whatever is behind them on the host.
+    let glances = (new.glance(), saved.glance());
+    let seen = |plan: &Plan, glance: &Glance| {
         [
             ("command", format!("{:?}", plan.command())),
             ("terminal", yes(plan.tty)),
-            ("read-only root", yes(plan.glance().has_read_only_root())),
+            ("read-only root", yes(glance.has_read_only_root())),
             ("network", network(plan)),
             ("number of processors", plan.vm.vcpus.to_string()),
             (
@@ -30,12 +33,13 @@ pub(crate) fn going_on(new: Plan, saved: &Plan) -> Result<Plan, PlanError> {
             ),
         ]
     };
-    for ((what, now), (_, then)) in seen(&new).into_iter().zip(seen(saved)) {
+    for ((what, now), (_, then)) in seen(&new, &glances.0)
+        .into_iter()
+        .zip(seen(saved, &glances.1))
+    {
         differ(what.to_owned(), now, then)?;
     }
-    // As the guests see them, whatever is behind them on the host.
-    let (now, then) = (new.glance(), saved.glance());
-    let [now, then] = [&now, &then].map(|glance| glance.mounts().collect::<Vec<_>>());
+    let [now, then] = [&glances.0, &glances.1].map(|glance| glance.mounts().collect::<Vec<_>>());
     for number in 0..now.len().max(then.len()) {
         let [now, then] = [&now, &then].map(|mounts| mounts.get(number).copied());
         if now != then {

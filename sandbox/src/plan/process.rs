@@ -50,7 +50,7 @@ pub(super) fn exec(request: &ExecRequest, plan: &Plan) -> Result<Process, PlanEr
     if request.command.is_empty() {
         return Err(PlanError::NoCommand);
     }
-    let mut process = plan.read_spec()?.process().clone().unwrap_or_default();
+    let mut process = plan.read_process()?;
     let mut env = process.env().clone().unwrap_or_default();
     if request.tty && !env.iter().any(|variable| variable.starts_with("TERM=")) {
         env.push("TERM=xterm".to_owned());

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use hull_proto::{OciJson, SHARED_MEMORY_DIR};
 use jiff::Timestamp;
-use oci_spec::runtime::{LinuxResources, Mount, Root, Spec};
+use oci_spec::runtime::{LinuxResources, Mount, Process, Root, Spec};
 use serde::{Deserialize, Serialize};
 
 use super::cgroup::PlannedCgroup;
@@ -96,6 +96,14 @@ impl Plan {
     /// If a stranger wrote it.
     pub fn read_spec(&self) -> serde_json::Result<Spec> {
         self.spec.read()
+    }
+
+    /// Its first process, as others in the container begin.
+    ///
+    /// # Errors
+    /// As [`Self::read_spec`].
+    pub fn read_process(&self) -> serde_json::Result<Process> {
+        Ok(self.read_spec()?.process().clone().unwrap_or_default())
     }
 
     /// Program and arguments of the first process, if there is one.

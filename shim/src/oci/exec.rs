@@ -169,12 +169,7 @@ fn oci_process(container: &Container, args: &ExecArgs) -> anyhow::Result<Process
     if args.command.is_empty() {
         bail!("process args cannot be empty");
     }
-    let mut process = container
-        .plan()
-        .read_spec()?
-        .process()
-        .clone()
-        .unwrap_or_default();
+    let mut process = container.plan().read_process()?;
     let mut env = process.env().clone().unwrap_or_default();
     env.extend(args.env.iter().cloned());
     process

@@ -58,7 +58,7 @@ pub(crate) fn listen(path: &Path) -> (Server, Receiver<String>) {
 /// A bundle, and the shim that is started in it.
 pub(crate) struct Bundle<'a> {
     hull: &'a Hull,
-    id: &'static str,
+    pub(crate) id: &'static str,
     pub(crate) path: PathBuf,
     /// Where events are heard: the server of that is not Hull's to leave.
     ear: TempDir,

@@ -170,6 +170,17 @@ impl Place {
     }
 }
 
+/// A task that runs, and has begun to count.
+fn counting(bundle: &Bundle<'_>) -> (Place, TaskClient) {
+    let place = Place::new(bundle);
+    let client = TaskClient::new(start_by_message(bundle));
+    let request = place.request(bundle, Path::new(""));
+    client.create(patient(), &request).unwrap();
+    start(&client, bundle.id);
+    place.counted(1);
+    (place, client)
+}
+
 fn start(client: &TaskClient, id: &str) {
     let request = StartRequest {
         id: id.to_owned(),
@@ -343,13 +354,7 @@ fn what_does_not_fit_is_refused_and_leaves_nothing() {
     let Some(hull) = Hull::new() else { return };
     let bundle = Bundle::new(&hull, "whole");
     bundle.configure(SPEAK);
-    let place = Place::new(&bundle);
-    let client = TaskClient::new(start_by_message(&bundle));
-    client
-        .create(patient(), &place.request(&bundle, Path::new("")))
-        .unwrap();
-    start(&client, "whole");
-    place.counted(1);
+    let (place, client) = counting(&bundle);
     let whole = hull.path().join("whole");
     client
         .checkpoint(patient(), &checkpoint("whole", &whole, true))
@@ -364,17 +369,10 @@ fn what_does_not_fit_is_refused_and_leaves_nothing() {
         let [kept, busybox] = ["count", "bin/busybox"].map(|name| root.join(name));
         let [count, program] =
             [&kept, &busybox].map(|path| bundle.path.join(path.file_name().unwrap()));
-        Process::new(["cp", "-a", kept.to_str().unwrap(), count.to_str().unwrap()])
-            .output()
-            .ok();
-        Process::new([
-            "cp",
-            "-a",
-            busybox.to_str().unwrap(),
-            program.to_str().unwrap(),
-        ])
-        .output()
-        .ok();
+        for (from, to) in [(&kept, &count), (&busybox, &program)] {
+            let copy = ["cp", "-a", from.to_str().unwrap(), to.to_str().unwrap()];
+            Process::new(copy).output().ok();
+        }
         harm(&bundle, &from);
         let (code, why) = refusal(client.create(patient(), &place.request(&bundle, &from)));
         assert!(why.contains(words), "{words}: {why}");
@@ -402,13 +400,7 @@ fn whoever_is_killed_while_it_saves_nothing_is_left() {
     for (id, program) in [("by-shim", SHIM), ("by-monitor", MONITOR)] {
         let bundle = Bundle::new(&hull, id);
         bundle.configure(SPEAK);
-        let place = Place::new(&bundle);
-        let client = TaskClient::new(start_by_message(&bundle));
-        client
-            .create(patient(), &place.request(&bundle, Path::new("")))
-            .unwrap();
-        start(&client, id);
-        place.counted(1);
+        let (_, client) = counting(&bundle);
         let parent = hull.path().join(format!("{id}-checkpoints"));
         fs::create_dir(&parent).unwrap();
         let begun = Instant::now();

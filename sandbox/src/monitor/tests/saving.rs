@@ -13,6 +13,25 @@ fn saving(bench: &mut Bench) -> UnixStream {
     socket
 }
 
+/// Its first process ends, and its disk is put away.
+fn ends_well(mut bench: Bench) {
+    bench.exit(0);
+    assert_eq!(asked(&mut bench.questions), hull_proto::Request::PutAway);
+    answer(&mut bench.questions, &hull_proto::Reply::Ok);
+    assert_eq!(bench.driver.join().unwrap().0.code, 0);
+}
+
+/// One that goes on held, and whoever has let it go, which its agent is asked to do.
+fn released() -> (Bench, UnixStream) {
+    let mut plan = plan(|_| {});
+    (plan.held, plan.guest_id) = (true, Some("before".to_owned()));
+    let mut bench = bench_of(plan, Duration::from_secs(60));
+    let client = bench.control();
+    control::ask(&client, Request::Release).unwrap();
+    assert_eq!(asked(&mut bench.questions), hull_proto::Request::GoOn);
+    (bench, client)
+}
+
 #[test]
 fn a_container_that_is_not_saved_goes_on() {
     let image = crate::request::Image {
@@ -53,10 +72,7 @@ fn a_container_that_is_not_saved_goes_on() {
     let client = bench.control();
     control::ask(&client, Request::Checkpoint { ground }).unwrap();
     assert!(refusal(&client).contains("no file"));
-    bench.exit(0);
-    assert_eq!(asked(&mut bench.questions), hull_proto::Request::PutAway);
-    answer(&mut bench.questions, &hull_proto::Reply::Ok);
-    assert_eq!(bench.driver.join().unwrap().0.code, 0);
+    ends_well(bench);
 }
 
 #[test]
@@ -88,21 +104,13 @@ fn a_paused_container_is_paused_again_and_its_processes_go_on_at_its_end() {
     assert!(!stands());
     assert_eq!(asked(&mut bench.questions), hull_proto::Request::GoOn);
     answer(&mut bench.questions, &hull_proto::Reply::Ok);
-    bench.exit(0);
-    assert_eq!(asked(&mut bench.questions), hull_proto::Request::PutAway);
-    answer(&mut bench.questions, &hull_proto::Reply::Ok);
-    assert_eq!(bench.driver.join().unwrap().0.code, 0);
+    ends_well(bench);
 }
 
 #[test]
 fn what_goes_on_held_is_let_go_by_its_agent() {
     for ends_first in [false, true] {
-        let mut plan = plan(|_| {});
-        (plan.held, plan.guest_id) = (true, Some("before".to_owned()));
-        let mut bench = bench_of(plan, Duration::from_secs(60));
-        let client = bench.control();
-        control::ask(&client, Request::Release).unwrap();
-        assert_eq!(asked(&mut bench.questions), hull_proto::Request::GoOn);
+        let (mut bench, client) = released();
         if ends_first {
             bench.exit(4);
         } else {
@@ -114,12 +122,7 @@ fn what_goes_on_held_is_let_go_by_its_agent() {
         }
         assert_eq!(bench.driver.join().unwrap().0.code, 4);
     }
-    let mut plan = plan(|_| {});
-    (plan.held, plan.guest_id) = (true, Some("before".to_owned()));
-    let mut bench = bench_of(plan, Duration::from_secs(60));
-    let client = bench.control();
-    control::ask(&client, Request::Release).unwrap();
-    assert_eq!(asked(&mut bench.questions), hull_proto::Request::GoOn);
+    let (mut bench, client) = released();
     let message = "frozen".to_owned();
     answer(&mut bench.questions, &hull_proto::Reply::Error { message });
     let why = control::answer(&client).unwrap_err().to_string();
