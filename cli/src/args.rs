@@ -1,5 +1,9 @@
 //! The command line's shape. Owns names and one-line descriptions of every command and flag;
 //! refuses to act on any of them.
+//!
+//! Flags are made for the command that is run alone, as a start makes them each time. What `clap`
+//! finds in a deferred `Args`' own doc comment would take the place of its command's description:
+//! those have plain comments.
 
 mod run;
 
@@ -27,6 +31,7 @@ pub(crate) struct Hull {
 
 /// What to do.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum Command {
     /// Create and run a new container from an image
     Run(Box<RunArgs>),
@@ -103,7 +108,7 @@ pub(crate) enum TemplateCommand {
     Rm(TemplateRmArgs),
 }
 
-/// `hull template ls`.
+// `hull template ls`.
 #[derive(Debug, Args)]
 pub(crate) struct TemplateLsArgs {
     /// Only display template IDs
@@ -114,7 +119,7 @@ pub(crate) struct TemplateLsArgs {
     pub(crate) format: Option<String>,
 }
 
-/// `hull template build`.
+// `hull template build`.
 #[derive(Debug, Args)]
 pub(crate) struct TemplateBuildArgs {
     /// Number of CPUs
@@ -125,7 +130,7 @@ pub(crate) struct TemplateBuildArgs {
     pub(crate) memory: Option<u64>,
 }
 
-/// `hull template rm`.
+// `hull template rm`.
 #[derive(Debug, Args)]
 pub(crate) struct TemplateRmArgs {
     /// Remove all templates
@@ -136,7 +141,7 @@ pub(crate) struct TemplateRmArgs {
     pub(crate) names: Vec<String>,
 }
 
-/// Several containers.
+// Several containers.
 #[derive(Debug, Args)]
 pub(crate) struct NamesArgs {
     /// Names or ids
@@ -144,7 +149,7 @@ pub(crate) struct NamesArgs {
     pub(crate) names: Vec<String>,
 }
 
-/// `hull ps`.
+// `hull ps`.
 #[derive(Debug, Args)]
 pub(crate) struct PsArgs {
     /// Show all containers (default shows just running)
@@ -164,7 +169,7 @@ pub(crate) struct PsArgs {
     pub(crate) format: Option<String>,
 }
 
-/// `hull stats`.
+// `hull stats`.
 #[derive(Debug, Args)]
 pub(crate) struct StatsArgs {
     /// Show all containers (default shows just running)
@@ -184,7 +189,7 @@ pub(crate) struct StatsArgs {
     pub(crate) names: Vec<String>,
 }
 
-/// `hull top`.
+// `hull top`.
 #[derive(Debug, Args)]
 pub(crate) struct TopArgs {
     /// Name or id
@@ -192,7 +197,7 @@ pub(crate) struct TopArgs {
     pub(crate) name: String,
 }
 
-/// `hull update`.
+// `hull update`.
 #[derive(Debug, Args)]
 pub(crate) struct UpdateArgs {
     /// Number of CPUs
@@ -226,7 +231,7 @@ pub(crate) struct UpdateArgs {
     pub(crate) containers: NamesArgs,
 }
 
-/// `hull logs`.
+// `hull logs`.
 #[derive(Debug, Args)]
 pub(crate) struct LogsArgs {
     /// Follow log output
@@ -268,7 +273,7 @@ fn moment(text: &str) -> Result<jiff::Timestamp, parse::Invalid> {
     parse::moment(text, jiff::Timestamp::now())
 }
 
-/// `hull start`.
+// `hull start`.
 #[derive(Debug, Args)]
 pub(crate) struct StartArgs {
     /// Attach STDOUT/STDERR and forward signals
@@ -283,7 +288,7 @@ pub(crate) struct StartArgs {
     pub(crate) containers: NamesArgs,
 }
 
-/// `hull stop`.
+// `hull stop`.
 #[derive(Debug, Args)]
 pub(crate) struct StopArgs {
     /// Signal to send to the container [default: the one that it was made with]
@@ -296,7 +301,7 @@ pub(crate) struct StopArgs {
     pub(crate) containers: NamesArgs,
 }
 
-/// `hull checkpoint`.
+// `hull checkpoint`.
 #[derive(Debug, Args)]
 pub(crate) struct CheckpointArgs {
     /// Leave the container running after the checkpoint
@@ -310,7 +315,7 @@ pub(crate) struct CheckpointArgs {
     pub(crate) directory: std::path::PathBuf,
 }
 
-/// `hull fork`.
+// `hull fork`.
 #[derive(Debug, Args)]
 pub(crate) struct ForkArgs {
     /// Number of copies
@@ -330,7 +335,7 @@ pub(crate) struct ForkArgs {
     pub(crate) container: String,
 }
 
-/// `hull kill`.
+// `hull kill`.
 #[derive(Debug, Args)]
 pub(crate) struct KillArgs {
     /// Signal to send to the container
@@ -340,7 +345,7 @@ pub(crate) struct KillArgs {
     pub(crate) containers: NamesArgs,
 }
 
-/// `hull rm`.
+// `hull rm`.
 #[derive(Debug, Args)]
 pub(crate) struct RmArgs {
     /// Force the removal of a running container (uses SIGKILL)
@@ -350,7 +355,7 @@ pub(crate) struct RmArgs {
     pub(crate) containers: NamesArgs,
 }
 
-/// `hull inspect`.
+// `hull inspect`.
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
     /// Format output: 'json' or a template such as '{{.State.Pid}}'
@@ -360,7 +365,7 @@ pub(crate) struct InspectArgs {
     pub(crate) containers: NamesArgs,
 }
 
-/// `hull pull`.
+// `hull pull`.
 #[derive(Debug, Args)]
 pub(crate) struct PullArgs {
     /// Suppress progress output
@@ -373,7 +378,7 @@ pub(crate) struct PullArgs {
     pub(crate) image: String,
 }
 
-/// `hull load`.
+// `hull load`.
 #[derive(Debug, Args)]
 pub(crate) struct LoadArgs {
     /// Read from tar archive file, instead of STDIN
@@ -384,7 +389,7 @@ pub(crate) struct LoadArgs {
     pub(crate) quiet: bool,
 }
 
-/// `hull images`.
+// `hull images`.
 #[derive(Debug, Args)]
 pub(crate) struct ImagesArgs {
     /// Show all images (default hides images without a name)
@@ -407,7 +412,7 @@ pub(crate) struct ImagesArgs {
     pub(crate) only: Option<String>,
 }
 
-/// `hull rmi`.
+// `hull rmi`.
 #[derive(Debug, Args)]
 pub(crate) struct RmiArgs {
     /// Force removal of the image
@@ -432,7 +437,7 @@ pub(crate) enum SystemCommand {
     Prune(PruneArgs),
 }
 
-/// `hull image prune`, `hull system prune`.
+// `hull image prune`, `hull system prune`.
 #[derive(Debug, Args)]
 pub(crate) struct PruneArgs {
     /// Do not prompt for confirmation
@@ -440,7 +445,7 @@ pub(crate) struct PruneArgs {
     pub(crate) force: bool,
 }
 
-/// `hull doctor`.
+// `hull doctor`.
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
     /// Print the facts as JSON
@@ -448,7 +453,7 @@ pub(crate) struct DoctorArgs {
     pub(crate) json: bool,
 }
 
-/// `hull install`.
+// `hull install`.
 #[derive(Debug, Args)]
 pub(crate) struct InstallArgs {
     #[command(flatten)]
@@ -458,7 +463,7 @@ pub(crate) struct InstallArgs {
     pub(crate) runtime_class: bool,
 }
 
-/// Where engines are registered with, and whether really.
+// Where engines are registered with, and whether really.
 #[derive(Debug, Args)]
 pub(crate) struct EnginesArgs {
     /// Only say what would be done

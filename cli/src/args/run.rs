@@ -39,7 +39,7 @@ const FIXED: [&str; 28] = [
     "image_and_command",
 ];
 
-/// `hull run`.
+// `hull run`.
 #[derive(Debug, Args)]
 #[command(
     disable_help_flag = true,
@@ -152,7 +152,7 @@ pub(crate) struct RunArgs {
     pub(crate) image_and_command: Vec<String>,
 }
 
-/// What `run` and `exec` give to a process alike.
+// What `run` and `exec` give to a process alike.
 #[derive(Debug, Args)]
 pub(crate) struct ProcessArgs {
     /// Set environment variables
@@ -169,7 +169,7 @@ pub(crate) struct ProcessArgs {
     pub(crate) user: Option<String>,
 }
 
-/// What the container may do and use.
+// What the container may do and use.
 #[derive(Debug, Args)]
 pub(crate) struct LimitArgs {
     /// Tune container pids limit (-1 for unlimited)
@@ -207,7 +207,7 @@ pub(crate) enum PullPolicy {
     Never,
 }
 
-/// Which of a multi-platform image.
+// Which of a multi-platform image.
 #[derive(Debug, Args)]
 pub(crate) struct Platform {
     /// Set platform if the image has several (os/arch)
@@ -215,7 +215,7 @@ pub(crate) struct Platform {
     pub(crate) platform: Option<String>,
 }
 
-/// How to leave a terminal without ending its command.
+// How to leave a terminal without ending its command.
 #[derive(Debug, Args)]
 pub(crate) struct DetachKeys {
     /// Override the key sequence for detaching
@@ -237,7 +237,7 @@ pub(crate) struct DetachKeys {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Keys(pub(crate) Vec<u8>);
 
-/// `hull exec`.
+// `hull exec`.
 #[derive(Debug, Args)]
 #[command(override_usage = "hull exec [OPTIONS] CONTAINER COMMAND [ARG...]")]
 pub(crate) struct ExecArgs {
@@ -262,7 +262,7 @@ pub(crate) struct ExecArgs {
     pub(crate) name_and_command: Vec<String>,
 }
 
-/// `hull attach`.
+// `hull attach`.
 #[derive(Debug, Args)]
 pub(crate) struct AttachArgs {
     /// Do not attach STDIN
