@@ -13,6 +13,7 @@
 mod output;
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 
@@ -149,7 +150,8 @@ impl Relay<'_, '_> {
     }
 
     fn run(mut self) -> Result<End, RelayError> {
-        let mut chunk = vec![0; MAX_DATA];
+        // Most of it is never written to: only what is costs memory.
+        let mut chunk = Box::new_uninit_slice(MAX_DATA);
         // What the decoder was given with may be whole frames already.
         self.take_frames()?;
         loop {
@@ -236,26 +238,26 @@ impl Relay<'_, '_> {
         }
     }
 
-    fn read_stdin(&mut self, chunk: &mut [u8]) -> Result<(), RelayError> {
+    fn read_stdin(&mut self, chunk: &mut [MaybeUninit<u8>]) -> Result<(), RelayError> {
         let Stdin::From(stdin) = self.stdin else {
             return Ok(());
         };
         // Less than the window by what the scanner may hold and then let go at once.
         let room = (STDIN_WINDOW - self.unacknowledged).min(chunk.len());
-        let count = match rustix::io::read(stdin, &mut chunk[..room]) {
-            Ok(count) => count,
+        let bytes: &[u8] = match rustix::io::read(stdin, &mut chunk[..room]) {
+            Ok((bytes, _)) => bytes,
             Err(Errno::INTR | Errno::AGAIN) => return Ok(()),
             // A terminal that hung up has nothing more to say.
-            Err(Errno::IO) => 0,
+            Err(Errno::IO) => &[],
             Err(errno) => return Err(failed("read stdin", errno)),
         };
-        if count == 0 {
+        if bytes.is_empty() {
             self.stdin = Stdin::Absent;
             let rest = self.detach.rest();
             self.queue_stdin(&rest)?;
             return self.queue(&Frame::StdinEof);
         }
-        let scanned = self.detach.feed(&chunk[..count]);
+        let scanned = self.detach.feed(bytes);
         self.queue_stdin(&scanned.forward)?;
         if scanned.detached {
             self.end = Some(End::Detached);
@@ -295,14 +297,14 @@ impl Relay<'_, '_> {
         Ok(())
     }
 
-    fn receive(&mut self, chunk: &mut [u8]) -> Result<(), RelayError> {
+    fn receive(&mut self, chunk: &mut [MaybeUninit<u8>]) -> Result<(), RelayError> {
         if self.end.is_some() || !self.outputs.is_empty() {
             return Ok(());
         }
         match recv(self.stream, &mut *chunk, RecvFlags::DONTWAIT) {
             Ok((_, 0)) | Err(Errno::CONNRESET) => self.end = Some(End::Lost),
-            Ok((_, count)) => {
-                self.decoder.feed(&chunk[..count]);
+            Ok(((bytes, _), _)) => {
+                self.decoder.feed(bytes);
                 self.take_frames()?;
             }
             Err(Errno::AGAIN | Errno::INTR) => {}
