@@ -30,7 +30,7 @@ pub(super) const LAYER_COPIES: &str = "layer_copies_at_20";
 pub(super) const CROWD_BYTES: &str = "sandbox_private_bytes_at_100";
 
 /// Every figure, in the table's order, with what Hull's is held against.
-const FIGURES: [(&str, Target); 20] = [
+const FIGURES: [(&str, Target); 21] = [
     ("cold_first_user_instructions", Target::None),
     (
         "cold_ready_instructions",
@@ -40,6 +40,7 @@ const FIGURES: [(&str, Target); 20] = [
     ("cold_run_true_instructions", Target::None),
     ("cold_run_true_exits", Target::None),
     ("run_true_instructions", Target::Most(20e6)),
+    ("run_true_whole_instructions", Target::None),
     ("run_true_exits", Target::Most(250.0)),
     ("run_true_faults", Target::Most(600.0)),
     ("run_true_pages_copied", Target::Most(200.0)),

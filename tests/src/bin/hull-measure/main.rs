@@ -34,6 +34,9 @@ const NS_PER_INSTRUCTION: u64 = 2;
 /// Starts before those that count, so that every file is in memory.
 const WARM: usize = 2;
 
+/// What a start costs, whoever waits for it.
+const WHOLE: &str = "run_true_whole_instructions";
+
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
@@ -130,22 +133,29 @@ impl Bench<'_> {
         timing::time(&load, &self.log()).map(drop)
     }
 
-    /// `true` from exec to exit.
+    /// `true` from exec to exit, and what it has the machine do in all.
     fn starts(&mut self) -> Result<()> {
-        for (figure, cold) in [
-            ("cold_run_true_instructions", true),
-            ("run_true_instructions", false),
+        for (figure, whole, cold) in [
+            ("cold_run_true_instructions", None, true),
+            ("run_true_instructions", Some(WHOLE), false),
         ] {
-            if !self.wants(&[figure]) || self.only_cold(cold) {
+            let wanted = self.wants(&[figure]) || whole.is_some_and(|whole| self.wants(&[whole]));
+            if !wanted || self.only_cold(cold) {
                 continue;
             }
             let argv = self.place.run_true(self.program, cold);
             for _ in 0..WARM {
                 timing::time(&argv, &self.log())?;
             }
+            timing::pause();
             for _ in 0..self.order.runs {
+                let before = timing::worked()?;
                 let timing = timing::time(&argv, &self.log())?;
+                timing::pause();
                 self.add(figure, instructions(timing.end));
+                if let Some(whole) = whole {
+                    self.add(whole, instructions(timing::worked()? - before));
+                }
             }
         }
         Ok(())

@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -15,6 +16,10 @@ use rustix::time::{ClockId, clock_gettime};
 
 /// Host time that a program may take, in its own clock.
 const LIMIT: Duration = Duration::from_secs(120);
+
+/// How long nothing is started, so that what ended before leaves nothing to do: a virtual machine
+/// is freed after its monitor's end, and a network namespace some time after that.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// What one run took, in nanoseconds since just before its exec.
 #[derive(Debug)]
@@ -40,7 +45,21 @@ pub(crate) fn now() -> u64 {
     seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or_default()
 }
 
-/// Starts `argv` with stdout in a pipe and stderr in `log`.
+/// Lets the machine come to rest.
+pub(crate) fn pause() {
+    thread::sleep(PAUSE);
+}
+
+/// Nanoseconds that the first processor has worked for anybody (kernel documentation,
+/// "Scheduler Statistics": the seventh field of its line).
+pub(crate) fn worked() -> Result<u64> {
+    let text = fs::read_to_string("/proc/schedstat").context("read /proc/schedstat")?;
+    let line = text.lines().find(|line| line.starts_with("cpu0 "));
+    let field = line.and_then(|line| line.split(' ').nth(7)?.parse().ok());
+    field.context("/proc/schedstat doesn't say how long its processor worked")
+}
+
+/// Starts `argv`, in a machine at rest, with stdout in a pipe and stderr in `log`.
 pub(crate) fn start(argv: &[String], log: &Path) -> Result<Started> {
     let (program, arguments) = argv.split_first().context("no program was named")?;
     let errors = File::create(log).context("make a log")?;
@@ -50,6 +69,7 @@ pub(crate) fn start(argv: &[String], log: &Path) -> Result<Started> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(errors);
+    pause();
     let at = now();
     let child = command.spawn().with_context(|| format!("run {program}"))?;
     Ok(Started { child, at })
