@@ -246,11 +246,12 @@ pub(crate) fn read_head<K: DeserializeOwned>(
 }
 
 /// Checks the memory, if nobody has since this host booted or since it was written to, and notes
-/// this use.
-pub(crate) fn check_memory<K>(file: &File, header: &Header<K>) -> Result<(), FileError> {
+/// this use. Says whether it had to.
+pub(crate) fn check_memory<K>(file: &File, header: &Header<K>) -> Result<bool, FileError> {
     let metadata = file.metadata().map_err(disk("look at"))?;
     let is_as_made = (metadata.mtime(), metadata.mtime_nsec()) == (header.made_at, 0);
-    if metadata.atime() < booted_at() || !is_as_made {
+    let is_new = metadata.atime() < booted_at() || !is_as_made;
+    if is_new {
         let length = header.memory_bytes;
         let crc = each_run(&Stored { file, length }, |_, _| Ok(())).map_err(disk("read"))?;
         if crc != header.memory_crc {
@@ -263,7 +264,7 @@ pub(crate) fn check_memory<K>(file: &File, header: &Header<K>) -> Result<(), Fil
     };
     // On a disk that refuses, the memory is checked again and the template seems unused.
     let _ = futimens(file, &times);
-    Ok(())
+    Ok(is_new)
 }
 
 /// When this host booted, in seconds since the epoch, by its clock of today.

@@ -26,7 +26,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use hull_vmm::machine::MachineState;
-use hull_vmm::memory::WorkingSet;
+use hull_vmm::memory::{WorkingSet, hold_program};
 use jiff::Timestamp;
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat};
 use rustix::io::Errno;
@@ -187,17 +187,25 @@ impl Templates {
             if header.key != *key {
                 return Err(FileError::Wrong("it was made for something else"));
             }
-            file::check_memory(&file, &header)?;
-            Ok((header.kernel, state.read::<SavedGuest<MachineState>>()?))
+            let is_new = file::check_memory(&file, &header)?;
+            let guest = state.read::<SavedGuest<MachineState>>()?;
+            Ok((header.kernel, guest, is_new))
         });
-        let (kernel, guest) = checked.map_err(|error| unusable(error.into()))?;
+        let (kernel, guest, is_new) = checked.map_err(|error| unusable(error.into()))?;
         let pages = fs::read(self.directory.join(name + PAGES)).ok();
+        let working_set = pages.and_then(|bytes| pages::decode(&bytes));
+        if is_new {
+            hold_programs();
+            if let Some(set) = &working_set {
+                set.hold(&file);
+            }
+        }
         Ok(Some(Template {
             file,
             state: guest.machine,
             scratch: guest.scratch,
             kernel,
-            working_set: pages.and_then(|bytes| pages::decode(&bytes)),
+            working_set,
         }))
     }
 
@@ -390,6 +398,7 @@ impl Maker<'_> {
         let path = sys::descriptor_path(&file);
         linkat(CWD, path, &self.directory, &name, AtFlags::SYMLINK_FOLLOW)
             .map_err(|error| self.templates.disk("create", &name)(error.into()))?;
+        hold_programs();
         self.make_room(&name)
     }
 
@@ -407,6 +416,18 @@ impl Maker<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// Has the host hold in huge pages what runs at each start beside the guest: this program, and the
+/// one that started it.
+fn hold_programs() {
+    let starter = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().to_string());
+    for process in [Some("self".to_owned()), starter].into_iter().flatten() {
+        // One that can't be opened is read as it is.
+        if let Ok(program) = File::open(format!("/proc/{process}/exe")) {
+            hold_program(&program);
+        }
     }
 }
 

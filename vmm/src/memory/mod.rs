@@ -18,7 +18,7 @@ pub(crate) use self::changing::{Block, add, new_block, take};
 pub use self::changing::{ChangingRam, now, place_of_blocks};
 pub use self::image::MemoryImage;
 pub use self::window::Window;
-pub use self::working_set::{Observer, WorkingSet};
+pub use self::working_set::{Observer, WorkingSet, hold_program};
 
 use std::ffi::c_void;
 use std::fs::File;

@@ -23,6 +23,9 @@ use super::{GAP_START, GuestRam, HUGE_PAGE, PAGE, host_range};
 /// So many pages of a huge page must be read to have it mapped in one piece.
 const DENSE: u64 = 16;
 
+/// So many huge pages are held of a program: more than any that is linked for them has.
+const MOST_OF_PROGRAM: u64 = 16;
+
 /// Bytes of an entry of `/proc/PID/pagemap`, and how many are read at once.
 const ENTRY: usize = 8;
 const ENTRIES: usize = 8192;
@@ -180,6 +183,14 @@ impl WorkingSet {
         self.touched = touched;
     }
 
+    /// Has the host hold those again, once it has read `template` anew.
+    pub fn hold(&self, template: &File) {
+        for range in self.touched.iter().filter(|range| is_huge(range)) {
+            // Without, each of its pages costs a start what it did before.
+            let _ = collapse(template, range.start);
+        }
+    }
+
     /// Takes what another start needed in as well.
     pub fn join(&mut self, other: &Self) {
         for (ours, theirs) in [
@@ -225,6 +236,20 @@ impl WorkingSet {
             let _ = unsafe { rustix::mm::madvise(start, length, Advice::LinuxPopulateWrite) };
         }
     }
+}
+
+/// Has the host hold a program in huge pages, as far as it fills them: one that is linked for it takes
+/// a fault for each of those, and not one for every few pages. A host that can't changes nothing.
+pub fn hold_program(program: &File) {
+    let length = program.metadata().map_or(0, |metadata| metadata.len());
+    for block in 0..(length / HUGE_PAGE).min(MOST_OF_PROGRAM) {
+        let _ = collapse(program, block * HUGE_PAGE);
+    }
+}
+
+/// Whether it is one huge page.
+fn is_huge(range: &Range<u64>) -> bool {
+    range.start.is_multiple_of(HUGE_PAGE) && range.end - range.start == HUGE_PAGE
 }
 
 /// A range's parts in each huge page.
@@ -349,6 +374,8 @@ mod tests {
         template.write_all(&vec![7; 8 << 20]).unwrap();
         let mut gathered = set.clone();
         gathered.gather(&template);
+        gathered.hold(&template);
+        hold_program(&template);
         assert_eq!(gathered.written, set.written);
         for range in set.touched.iter().flat_map(split) {
             let mut ranges = gathered.touched.iter();
