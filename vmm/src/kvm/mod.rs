@@ -25,8 +25,10 @@ use vm_memory::{Address, GuestMemory, GuestMemoryRegion, MemoryRegionAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 pub use self::blocks::MemoryBlocks;
+use crate::bus::line_of;
 use crate::memory::{ChangingRam, Window, now};
 use crate::virtio::mem::Region;
+use crate::virtio::transport::Lines;
 
 /// The version of KVM's interface, the same since 2007.
 const API_VERSION: i32 = 12;
@@ -163,14 +165,10 @@ impl Vm {
             .map_err(refused("ask for the supported CPUID"))
     }
 
-    /// Raises line `gsi` whenever the eventfd `fd` is written: no exit, no thread.
-    ///
-    /// # Errors
-    /// When KVM refuses.
-    pub fn irqfd(&self, fd: BorrowedFd<'_>, gsi: u32) -> Result<(), KvmError> {
-        self.fd
-            .register_irqfd(&as_eventfd(fd), gsi)
-            .map_err(refused("connect an interrupt line"))
+    /// The interrupt lines of its devices.
+    #[must_use]
+    pub fn lines(&self) -> Arc<dyn Lines> {
+        Arc::new(ChipLines(Arc::clone(&self.fd)))
     }
 
     /// Counts the eventfd `fd` up whenever the guest writes the 32-bit `value` at
@@ -182,6 +180,21 @@ impl Vm {
         self.fd
             .register_ioevent(&as_eventfd(fd), &IoEventAddress::Mmio(address), value)
             .map_err(refused("connect a doorbell"))
+    }
+}
+
+/// Lines into the interrupt chip. Of an eventfd for such a line (`KVM_IRQFD`) KVM would have a kernel
+/// thread see to it, which costs more and comes later than the call does.
+struct ChipLines(Arc<VmFd>);
+
+impl Lines for ChipLines {
+    fn pulse(&self, index: usize) {
+        if let Some(line) = line_of(index) {
+            for level in [true, false] {
+                // Refused only where there is no chip, and this machine was made with one.
+                let _ = self.0.set_irq_line(line.into(), level);
+            }
+        }
     }
 }
 

@@ -124,12 +124,9 @@ pub(super) fn waits_for_disk(unit: &str) -> bool {
     unit == "fs" || unit == "block"
 }
 
-/// Connects every slot's interrupt and doorbells to KVM.
+/// Connects every slot's doorbells to KVM.
 pub(super) fn connect(vm: &Vm, slots: &[Arc<Slot>]) -> Result<(), KvmError> {
     for (index, slot) in slots.iter().enumerate() {
-        if let Some(line) = line_of(index) {
-            vm.irqfd(slot.line(), line.into())?;
-        }
         for (queue, doorbell) in (0u32..).zip(slot.doorbells()) {
             vm.ioeventfd(doorbell.as_fd(), address_of(index) + QUEUE_NOTIFY, queue)?;
         }

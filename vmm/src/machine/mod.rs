@@ -194,6 +194,7 @@ impl Machine {
         let board = Board {
             memory: memory.clone(),
             window,
+            lines: vm.lines(),
             outcome: Arc::clone(&outcome),
         };
         let mut supplies = Supplies {
