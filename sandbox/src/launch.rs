@@ -159,6 +159,9 @@ pub(crate) fn launch(
     let (readiness, said) = io::pipe()?;
     let mut command = Command::new(monitor);
     command.arg(entry.id()).current_dir("/").env_clear();
+    // An arena of its own for each of a handful of threads costs a start more than it ever saves
+    // them (mallopt(3), `M_ARENA_MAX`).
+    command.env("MALLOC_ARENA_MAX", "1");
     let mut descriptors = vec![directory.as_fd(), run.as_fd(), lock.as_fd(), said.as_fd()];
     let null = process::Stdio::null;
     match &streams {
