@@ -126,7 +126,7 @@ impl Control {
             Request::Settle => self.settle(containers).map(|()| Reply::Ok),
             Request::OpenScratch => self
                 .open_scratch()
-                .and_then(|()| scratch::sync())
+                .and_then(|()| scratch::rehearse())
                 .map(|()| Reply::Ok),
             Request::Ping => Ok(Reply::Ok),
             Request::Stats { id } => containers.stats(id).map(|stats| Reply::Stats(stats.into())),
