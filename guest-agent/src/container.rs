@@ -27,8 +27,9 @@ const STILL: Duration = Duration::from_secs(2);
 /// Longest name of a container, in bytes.
 const MAX_NAME: usize = 128;
 
-/// The name of the cgroup that is made in advance: none that a container can have.
+/// The names of the cgroups that are made in advance: none that a container can have.
 const FIRST: &str = ".first";
+const KEPT: &str = ".kept";
 
 /// One container.
 #[derive(Debug)]
@@ -189,8 +190,9 @@ impl Containers {
         Some(parent)
     }
 
-    /// Makes the cgroup of the next container in advance. It is the first one of the guest, and
-    /// making a first one has the kernel patch its own code.
+    /// Makes the cgroup of the next container in advance, and one that stays for good: when a first
+    /// one is made, and when the last one goes, the kernel patches its own code, which copies of
+    /// this guest share.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -198,6 +200,7 @@ impl Containers {
         if self.first.is_none()
             && let Some(parent) = self.parent()
         {
+            Cgroup::make(&parent, KEPT)?;
             self.first = Some(Cgroup::make(&parent, FIRST)?);
         }
         Ok(())

@@ -92,6 +92,8 @@ impl Server {
                 session.advance(now);
             }
             self.sessions.retain(|_, session| !session.is_over());
+            // The host knows of their end by now.
+            self.containers.sweep();
         }
     }
 
@@ -164,6 +166,5 @@ impl Server {
             }
             self.containers.ended(pid);
         }
-        self.containers.sweep();
     }
 }
