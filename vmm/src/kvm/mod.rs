@@ -17,7 +17,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
@@ -27,6 +27,7 @@ use vmm_sys_util::eventfd::EventFd;
 pub use self::blocks::MemoryBlocks;
 use crate::bus::line_of;
 use crate::memory::{ChangingRam, Window, now};
+use crate::outcome::lock;
 use crate::virtio::mem::Region;
 use crate::virtio::transport::Lines;
 
@@ -168,7 +169,7 @@ impl Vm {
     /// The interrupt lines of its devices.
     #[must_use]
     pub fn lines(&self) -> Arc<dyn Lines> {
-        Arc::new(ChipLines(Arc::clone(&self.fd)))
+        Arc::new(ChipLines(Mutex::new(Arc::clone(&self.fd))))
     }
 
     /// Counts the eventfd `fd` up whenever the guest writes the 32-bit `value` at
@@ -185,14 +186,18 @@ impl Vm {
 
 /// Lines into the interrupt chip. Of an eventfd for such a line (`KVM_IRQFD`) KVM would have a kernel
 /// thread see to it, which costs more and comes later than the call does.
-struct ChipLines(Arc<VmFd>);
+///
+/// One thread at a time: a line that another still holds up doesn't rise again, and what was to be
+/// told would be lost.
+struct ChipLines(Mutex<Arc<VmFd>>);
 
 impl Lines for ChipLines {
     fn pulse(&self, index: usize) {
         if let Some(line) = line_of(index) {
+            let vm = lock(&self.0);
             for level in [true, false] {
                 // Refused only where there is no chip, and this machine was made with one.
-                let _ = self.0.set_irq_line(line.into(), level);
+                let _ = vm.set_irq_line(line.into(), level);
             }
         }
     }
