@@ -64,6 +64,7 @@ pub(crate) fn registers(data: &[u8]) {
     let board = Board {
         memory: memory.into(),
         window: None,
+        lines: Arc::new(FakeIrq::default()),
         outcome,
     };
     let poller = Poller::new().unwrap();

@@ -23,6 +23,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use crate::memory::GuestRam;
 use crate::virtio::device::{Activation, Interest, Persist, VirtioDevice, Wakers};
 use crate::virtio::queue::{Interrupt, Queue, QueueState};
+use crate::virtio::transport::Lines;
 
 /// `VIRTQ_DESC_F_NEXT`.
 pub const NEXT: u16 = 1;
@@ -51,6 +52,12 @@ impl FakeIrq {
 impl Interrupt for FakeIrq {
     fn raise(&self, index: usize) {
         self.0[index].fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl Lines for FakeIrq {
+    fn pulse(&self, index: usize) {
+        self.raise(index);
     }
 }
 

@@ -147,11 +147,11 @@ impl Bench<'_> {
             for _ in 0..WARM {
                 timing::time(&argv, &self.log())?;
             }
-            timing::pause();
+            timing::pause()?;
             for _ in 0..self.order.runs {
                 let before = timing::worked()?;
                 let timing = timing::time(&argv, &self.log())?;
-                timing::pause();
+                timing::pause()?;
                 self.add(figure, instructions(timing.end));
                 if let Some(whole) = whole {
                     self.add(whole, instructions(timing::worked()? - before));

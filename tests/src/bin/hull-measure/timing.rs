@@ -6,7 +6,6 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -45,9 +44,11 @@ pub(crate) fn now() -> u64 {
     seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or_default()
 }
 
-/// Lets the machine come to rest.
-pub(crate) fn pause() {
-    thread::sleep(PAUSE);
+/// Lets the machine come to rest: there is nothing to wait for but that nothing happens.
+pub(crate) fn pause() -> Result<()> {
+    let limit = Timespec::try_from(PAUSE).context("a time")?;
+    poll(&mut [], Some(&limit)).context("let time pass")?;
+    Ok(())
 }
 
 /// Nanoseconds that the first processor has worked for anybody (kernel documentation,
@@ -69,7 +70,7 @@ pub(crate) fn start(argv: &[String], log: &Path) -> Result<Started> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(errors);
-    pause();
+    pause()?;
     let at = now();
     let child = command.spawn().with_context(|| format!("run {program}"))?;
     Ok(Started { child, at })
