@@ -8,6 +8,5 @@ fn main() {
     if std::env::var("CARGO_CFG_TARGET_FEATURE").is_ok_and(|have| have.contains("crt-static")) {
         println!("cargo::rustc-link-arg-bin=hull=-no-pie");
         println!("cargo::rustc-link-arg-bin=hull=-static");
-        println!();
     }
 }

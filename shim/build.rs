@@ -7,6 +7,5 @@ fn main() {
     if std::env::var("CARGO_CFG_TARGET_FEATURE").is_ok_and(|have| have.contains("crt-static")) {
         println!("cargo::rustc-link-arg-bins=-no-pie");
         println!("cargo::rustc-link-arg-bins=-static");
-        println!();
     }
 }
