@@ -183,7 +183,7 @@ impl WorkingSet {
         self.touched = touched;
     }
 
-    /// Has the host hold those again, once it has read `template` anew.
+    /// Has the host hold in huge pages again what was gathered, once it has read `template` anew.
     pub fn hold(&self, template: &File) {
         for range in self.touched.iter().filter(|range| is_huge(range)) {
             // Without, each of its pages costs a start what it did before.
