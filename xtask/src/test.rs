@@ -7,10 +7,10 @@ use std::env;
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use cargo_metadata::{Message, TargetKind};
@@ -59,6 +59,9 @@ const LONGEST: &str = "run";
 
 /// The emulated hosts that share the suites; each works on one processor.
 const HOSTS: &[&str] = &["default", "second"];
+
+/// A suite that says nothing for longer hangs; no test takes as long.
+const SILENCE: Duration = Duration::from_secs(15 * 60);
 
 /// Runs everything, or only the system suites that are named.
 pub(crate) fn run(suites: &[String]) -> Result<()> {
@@ -182,16 +185,32 @@ impl Suite {
             .stderr(writer)
             .spawn()
             .context("cannot run the host")?;
-        for line in BufReader::new(output).split(b'\n') {
-            let line = line.context("cannot read what a suite says")?;
-            say(String::from_utf8_lossy(&line).into_owned());
+        let (line, lines) = mpsc::channel();
+        thread::spawn(move || {
+            let mut read = BufReader::new(output).split(b'\n');
+            while read.next().is_some_and(|said| line.send(said).is_ok()) {}
+        });
+        loop {
+            match lines.recv_timeout(SILENCE) {
+                Ok(said) => {
+                    let said = said.context("cannot read what a suite says")?;
+                    say(String::from_utf8_lossy(&said).into_owned());
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    say(format!(
+                        "test: it has said nothing for {} s",
+                        SILENCE.as_secs()
+                    ));
+                    // Its own end is that of the command on the host, too.
+                    child.kill().context("cannot stop a suite")?;
+                    break;
+                }
+            }
         }
         let status = child.wait().context("cannot wait for a suite")?;
-        say(format!(
-            "test: suite {} took {} s",
-            self.name,
-            started.elapsed().as_secs()
-        ));
+        let seconds = started.elapsed().as_secs();
+        say(format!("test: suite {} took {seconds} s", self.name));
         Ok(status.success())
     }
 }

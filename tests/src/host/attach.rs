@@ -9,17 +9,31 @@ use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
 use signal_hook::iterator::Signals;
 
-use super::Host;
 use super::wire::{self, Message, STDIN_WINDOW};
+use super::{Host, Pulse};
 
 /// As for a command that SIGPIPE ends.
 const NOBODY_READS: u8 = 128 + 13;
+
+/// How a command's stream ended.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    /// The command's; the exit code for this process.
+    Command(u8),
+    /// The machine's.
+    Gone,
+    /// The machine is there, and doesn't answer.
+    Hung,
+}
 
 type Writer = Arc<Mutex<TcpStream>>;
 
@@ -70,44 +84,67 @@ impl Host {
         let feeder = (Arc::clone(&writer), Arc::clone(&window));
         // Never joined: a read of stdin can't be interrupted, and this process ends soon after.
         thread::spawn(move || forward_stdin(&feeder.0, &feeder.1));
-        let outcome = relay(stream, &window);
+        let outcome = relay(stream, &writer, &window, self.pulse());
         drop(raw);
         match outcome? {
-            Some(code) => Ok(code),
-            None => Err(self.gone()),
+            End::Command(code) => Ok(code),
+            End::Gone => Err(self.gone()),
+            End::Hung => Err(self.hung()),
         }
     }
 }
 
-/// Moves output until the last message; none if the machine ended without one.
-fn relay(mut stream: TcpStream, window: &Window) -> Result<Option<u8>> {
+/// Moves output until the last message, or until the machine ends or hangs.
+fn relay(mut stream: TcpStream, writer: &Writer, window: &Window, pulse: Pulse) -> Result<End> {
     loop {
+        if !await_words(&stream, writer, pulse)? {
+            return Ok(End::Hung);
+        }
         // A broken stream is a machine that ended.
         let Ok(Some(message)) = wire::read(&mut stream) else {
-            return Ok(None);
+            return Ok(End::Gone);
         };
         match message {
             Message::Stdout(data) if !show(&mut io::stdout().lock(), &data)? => {
-                return Ok(Some(NOBODY_READS));
+                return Ok(End::Command(NOBODY_READS));
             }
             Message::Stderr(data) if !show(&mut io::stderr().lock(), &data)? => {
-                return Ok(Some(NOBODY_READS));
+                return Ok(End::Command(NOBODY_READS));
             }
-            Message::Stdout(_) | Message::Stderr(_) => {}
+            Message::Stdout(_) | Message::Stderr(_) | Message::Pong => {}
             Message::StdinAck(count) => {
                 let mut used = window.used.lock().unwrap_or_else(PoisonError::into_inner);
                 *used = used.saturating_sub(count as usize);
                 window.freed.notify_all();
             }
-            Message::Exited(code) => return Ok(Some(code)),
-            Message::Signaled(signal) => return Ok(Some(128_u8.saturating_add(signal))),
+            Message::Exited(code) => return Ok(End::Command(code)),
+            Message::Signaled(signal) => return Ok(End::Command(128_u8.saturating_add(signal))),
             Message::Failed(code, why) => {
                 eprintln!("host: {why}");
-                return Ok(Some(code));
+                return Ok(End::Command(code));
             }
             other => anyhow::bail!("unexpected message {other:?}"),
         }
     }
+}
+
+/// Waits until there is something to read, and asks for it meanwhile. False when even so nothing
+/// comes.
+fn await_words(stream: &TcpStream, writer: &Writer, pulse: Pulse) -> Result<bool> {
+    let until = Instant::now() + pulse.answer;
+    let beat = Timespec::try_from(pulse.beat)?;
+    while Instant::now() < until {
+        let mut watched = [PollFd::new(stream, PollFlags::IN)];
+        let ready = retry_on_intr(|| poll(&mut watched, Some(&beat)));
+        if ready.context("wait for the machine")? > 0 {
+            return Ok(true);
+        }
+        // Whoever writes holds the lock, should the machine not read either.
+        if let Ok(mut stream) = writer.try_lock() {
+            let _gone = wire::write(&mut *stream, &Message::Ping);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether somebody still reads there.
@@ -192,5 +229,36 @@ impl Raw {
 impl Drop for Raw {
     fn drop(&mut self) {
         let _restored = tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_machine_that_is_silent_is_asked_and_one_that_does_not_answer_hangs() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut machine, _) = listener.accept().unwrap();
+        let machine = thread::spawn(move || {
+            for _ in 0..2 {
+                assert_eq!(wire::read(&mut machine).unwrap(), Some(Message::Ping));
+                wire::write(&mut machine, &Message::Pong).unwrap();
+            }
+            assert_eq!(wire::read(&mut machine).unwrap(), Some(Message::Ping));
+            machine
+        });
+        let writer: Writer = Arc::new(Mutex::new(stream.try_clone().unwrap()));
+        let pulse = Pulse {
+            beat: Duration::from_millis(10),
+            answer: Duration::from_millis(500),
+        };
+        let ended = relay(stream, &writer, &Window::default(), pulse).unwrap();
+        assert_eq!(ended, End::Hung);
+        drop(machine.join().unwrap());
     }
 }

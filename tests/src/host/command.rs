@@ -111,6 +111,7 @@ impl<'a> Command<'a> {
             side,
             received,
             deadline: Instant::now() + self.deadline,
+            beat: self.host.pulse().beat,
             stdin: self.stdin.into(),
             window: wire::STDIN_WINDOW,
             is_stdin_open: true,
@@ -136,6 +137,7 @@ pub struct Running {
     side: Side,
     received: Receiver<Message>,
     deadline: Instant,
+    beat: Duration,
     stdin: VecDeque<u8>,
     window: usize,
     is_stdin_open: bool,
@@ -199,7 +201,7 @@ impl Running {
 
     fn receive(&mut self) -> Result<()> {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        match self.received.recv_timeout(left) {
+        match self.received.recv_timeout(left.min(self.beat)) {
             Ok(Message::Stdout(data)) => self.stdout.extend(data),
             Ok(Message::Stderr(data)) => self.stderr.extend(data),
             Ok(Message::StdinAck(count)) => {
@@ -212,7 +214,13 @@ impl Running {
                 self.stderr.extend(why.into_bytes());
                 self.code = Some(i32::from(code));
             }
+            Ok(Message::Pong) => {}
             Ok(other) => bail!("{}: unexpected message {other:?}", self.name),
+            Err(RecvTimeoutError::Timeout) if left > self.beat => {
+                if let Side::Emulated(stream) = &mut self.side {
+                    let _gone = wire::write(stream, &Message::Ping);
+                }
+            }
             Err(RecvTimeoutError::Timeout) => bail!(
                 "{} didn't end in time; stdout: {:?}, stderr: {:?}",
                 self.name,

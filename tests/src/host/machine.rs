@@ -52,7 +52,7 @@ pub(super) struct State {
 pub(super) struct Lease {
     pub(super) state: State,
     pub(super) directory: PathBuf,
-    icount: bool,
+    pub(super) icount: bool,
     users: File,
 }
 
@@ -128,6 +128,16 @@ pub(super) fn end(runs: &Path, name: &str) -> Result<bool> {
         stop(&directory)?;
     }
     Ok(alive)
+}
+
+/// Ends a machine that doesn't answer any more and returns what it was at.
+pub(super) fn end_hung(directory: &Path) -> String {
+    let state = qemu::registers(directory).unwrap_or_else(|error| format!("{error:#}"));
+    let words = last_words(directory);
+    if let Err(error) = locked(directory, "lock").and_then(|_deciding| stop(directory)) {
+        return format!("{state}{words}\n  and it couldn't be ended: {error:#}");
+    }
+    format!("{state}{words}")
 }
 
 /// The last lines that the machine's kernel and QEMU wrote.

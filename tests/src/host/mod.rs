@@ -33,6 +33,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -44,6 +45,19 @@ use wire::{Message, Open};
 
 /// Memory of the emulated machine if unsaid, MiB. Unused memory costs nothing outside.
 const MEMORY: u32 = 6144;
+
+/// How often an emulated machine that says nothing is asked whether it is still there.
+///
+/// That is more than a question. QEMU 7.2 loses an interrupt now and then: to enter and to leave
+/// a nested guest, a processor's thread changes its `interrupt_request` without the lock under which
+/// others do (`target/i386/tcg/sysemu/svm_helper.c`). Was it the timer's, the machine stands until
+/// the next interrupt, whatever for: a packet's will do.
+#[derive(Debug, Clone, Copy)]
+struct Pulse {
+    beat: Duration,
+    /// Without a word for so long, it is taken for hung. Under load it answers within seconds.
+    answer: Duration,
+}
 
 /// Which host is wanted.
 #[derive(Debug, Clone)]
@@ -191,6 +205,25 @@ impl Host {
         };
         wire::write(&mut stream, &Message::Open(open)).context("send the command")?;
         Ok(Some(stream))
+    }
+
+    fn pulse(&self) -> Pulse {
+        let is_counted = self.lease.as_ref().is_some_and(|lease| lease.icount);
+        Pulse {
+            // Where instructions are counted each question is seen.
+            beat: match is_counted {
+                true => Duration::from_secs(20),
+                false => Duration::from_millis(250),
+            },
+            answer: Duration::from_secs(180),
+        }
+    }
+
+    /// Ends the machine, which doesn't answer any more: no later caller is to find it.
+    fn hung(&self) -> anyhow::Error {
+        let lease = self.lease.as_ref();
+        let state = lease.map_or_else(String::new, |lease| machine::end_hung(&lease.directory));
+        anyhow::anyhow!("the emulated KVM host hung and was ended; what it was at:\n{state}")
     }
 
     fn gone(&self) -> anyhow::Error {

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
 
 use super::packages;
 use super::wire::{LIVE_SOCKET, LIVE_TAG, PORT};
@@ -144,32 +145,58 @@ fn kernel_command_line() -> String {
 /// # Errors
 /// When QEMU doesn't listen or refuses.
 pub(super) fn tell(directory: &Path, command: &str) -> Result<()> {
-    let attempt = || -> Result<()> {
-        // By descriptor: a socket's path may have 107 bytes only (unix(7)).
-        let open = File::open(directory)?;
-        let path = format!("/proc/self/fd/{}/{CONTROL_SOCKET}", open.as_raw_fd());
-        let mut socket = UnixStream::connect(path)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        let mut answers = BufReader::new(socket.try_clone()?);
-        for word in ["qmp_capabilities", command] {
-            writeln!(socket, "{{\"execute\":\"{word}\"}}")?;
-        }
-        let mut agreed = 0;
-        let mut line = String::new();
-        while agreed < 2 {
-            line.clear();
-            if answers.read_line(&mut line)? == 0 {
-                // `quit` may end it before the answer is out.
-                break;
-            }
-            if line.contains("\"error\"") {
-                bail!("it answered {}", line.trim());
-            }
-            agreed += usize::from(line.contains("\"return\""));
-        }
-        Ok(())
+    execute(directory, &json!({ "execute": command }))
+        .with_context(|| format!("tell QEMU to {command}"))?;
+    Ok(())
+}
+
+/// What the machine's processors are at, for a person.
+///
+/// # Errors
+/// When QEMU doesn't listen or refuses.
+pub(super) fn registers(directory: &Path) -> Result<String> {
+    let arguments = json!({ "command-line": "info registers -a" });
+    let ask = json!({ "execute": "human-monitor-command", "arguments": arguments });
+    let answer = execute(directory, &ask).context("ask QEMU for registers")?;
+    let lines = answer.as_str().unwrap_or_default().lines();
+    let is_general = |line: &&str| {
+        !["FPR", "XMM", "YMM"]
+            .iter()
+            .any(|unit| line.starts_with(unit))
     };
-    attempt().with_context(|| format!("tell QEMU to {command}"))
+    Ok(lines.filter(is_general).collect::<Vec<_>>().join("\n"))
+}
+
+/// Has QEMU execute one command and returns what it answers; nothing where it ends before.
+fn execute(directory: &Path, command: &Value) -> Result<Value> {
+    // By descriptor: a socket's path may have 107 bytes only (unix(7)).
+    let open = File::open(directory)?;
+    let path = format!("/proc/self/fd/{}/{CONTROL_SOCKET}", open.as_raw_fd());
+    let mut socket = UnixStream::connect(path)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let mut answers = BufReader::new(socket.try_clone()?);
+    writeln!(socket, "{}", json!({ "execute": "qmp_capabilities" }))?;
+    writeln!(socket, "{command}")?;
+    let mut last = Value::Null;
+    let mut agreed = 0;
+    let mut line = String::new();
+    while agreed < 2 {
+        line.clear();
+        if answers.read_line(&mut line)? == 0 {
+            // `quit` may end it before the answer is out.
+            break;
+        }
+        let mut answer: Value = serde_json::from_str(&line)?;
+        if let Some(error) = answer.get("error") {
+            bail!("it answered {error}");
+        }
+        // Its greeting and its events are no answers.
+        if let Some(value) = answer.get_mut("return") {
+            last = value.take();
+            agreed += 1;
+        }
+    }
+    Ok(last)
 }
 
 #[cfg(test)]

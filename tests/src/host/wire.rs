@@ -71,12 +71,16 @@ pub enum Message {
     Resize(u16, u16),
     /// Caller: a signal for the command.
     Signal(u8),
+    /// Caller: is the machine still there?
+    Ping,
     /// Machine: bytes of stdout, or of the terminal.
     Stdout(Vec<u8>),
     /// Machine: bytes of stderr.
     Stderr(Vec<u8>),
     /// Machine: this many bytes of stdin were written or dropped.
     StdinAck(u32),
+    /// Machine: the answer to a [`Message::Ping`].
+    Pong,
     /// Machine, last: the exit code.
     Exited(u8),
     /// Machine, last: the signal that ended it.
@@ -96,12 +100,14 @@ pub fn write(to: &mut impl Write, message: &Message) -> io::Result<()> {
         Message::StdinEof => (3, Vec::new()),
         Message::Resize(rows, cols) => (4, [rows.to_le_bytes(), cols.to_le_bytes()].concat()),
         Message::Signal(signal) => (5, vec![*signal]),
+        Message::Ping => (6, Vec::new()),
         Message::Stdout(data) => (16, data.clone()),
         Message::Stderr(data) => (17, data.clone()),
         Message::StdinAck(count) => (18, count.to_le_bytes().to_vec()),
         Message::Exited(code) => (19, vec![*code]),
         Message::Signaled(signal) => (20, vec![*signal]),
         Message::Failed(code, why) => (21, [&[*code], why.as_bytes()].concat()),
+        Message::Pong => (22, Vec::new()),
     };
     let length = u32::try_from(payload.len())
         .ok()
@@ -149,12 +155,14 @@ fn parse(kind: u8, payload: Vec<u8>) -> io::Result<Message> {
             Message::Resize(u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]))
         }
         (5, &[signal]) => Message::Signal(signal),
+        (6, []) => Message::Ping,
         (16, _) => Message::Stdout(payload),
         (17, _) => Message::Stderr(payload),
         (18, &[a, b, c, d]) => Message::StdinAck(u32::from_le_bytes([a, b, c, d])),
         (19, &[code]) => Message::Exited(code),
         (20, &[signal]) => Message::Signaled(signal),
         (21, [code, why @ ..]) => Message::Failed(*code, String::from_utf8_lossy(why).into_owned()),
+        (22, []) => Message::Pong,
         _ => {
             return Err(invalid(format!(
                 "kind {kind} with {length} bytes",
@@ -182,6 +190,8 @@ mod tests {
             Just(Message::StdinEof),
             any::<(u16, u16)>().prop_map(|(rows, cols)| Message::Resize(rows, cols)),
             any::<u8>().prop_map(Message::Signal),
+            Just(Message::Ping),
+            Just(Message::Pong),
             data().prop_map(Message::Stdout),
             data().prop_map(Message::Stderr),
             any::<u32>().prop_map(Message::StdinAck),

@@ -25,9 +25,9 @@ pub const MAX_ACCESS_BYTES: usize = 8;
 /// A page of port accesses: the most that KVM hands over at once.
 const MAX_PORT_BYTES: usize = 4096;
 
-/// `IA32_MISC_ENABLE`, and its bit for fast strings.
 /// `IA32_TIME_STAMP_COUNTER` (Intel SDM, volume 4).
 const MSR_TIME_STAMP_COUNTER: u32 = 0x10;
+/// `IA32_MISC_ENABLE`, and its bit for fast strings.
 const MSR_MISC_ENABLE: (u32, u64) = (0x1a0, 1);
 /// `IA32_MTRR_DEF_TYPE`: enabled, write-back everywhere.
 const MSR_MTRR_DEF_TYPE: (u32, u64) = (0x2ff, 1 << 11 | 6);

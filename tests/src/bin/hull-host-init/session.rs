@@ -170,7 +170,8 @@ fn converse(mut started: Started, caller: TcpStream, writer: &Writer) -> Result<
     thread::spawn(move || feed_stdin(&feeder.0, &food, &feeder.1, &feeder.2, is_terminal));
     let pid = Pid::from_child(&started.child);
     let terminal = started.terminal.take();
-    thread::spawn(move || listen(caller, pid, terminal.as_ref(), &feed));
+    let answers = Arc::clone(writer);
+    thread::spawn(move || listen(caller, &answers, pid, terminal.as_ref(), &feed));
     let mut pumps = Vec::new();
     let wrap: fn(Vec<u8>) -> Message = Message::Stdout;
     let outputs = [
@@ -230,6 +231,7 @@ fn pump(end: &OwnedFd, wrap: fn(Vec<u8>) -> Message, writer: &Writer, over: &Own
 /// Acts on the caller's messages until it is gone.
 fn listen(
     mut caller: TcpStream,
+    answers: &Writer,
     pid: Pid,
     terminal: Option<&OwnedFd>,
     feed: &Sender<Option<Vec<u8>>>,
@@ -243,6 +245,7 @@ fn listen(
                 let _sized = terminal.map(|main| resize(main, (rows, columns)));
             }
             Ok(Some(Message::Signal(number))) => signal(pid, number),
+            Ok(Some(Message::Ping)) => drop(send(answers, &Message::Pong)),
             Ok(Some(_)) => {}
             Ok(None) | Err(_) => break,
         }
