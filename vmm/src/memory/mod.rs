@@ -26,10 +26,13 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::{MemfdFlags, SealFlags, SeekFrom};
+use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+};
 
 use crate::spec::{MemoryBacking, MemorySpec};
 
@@ -40,6 +43,9 @@ pub type GuestRam = Arc<GuestMemoryMmap>;
 const PAGE: u64 = 4096;
 /// Bytes of a huge page.
 const HUGE_PAGE: u64 = 2 << 20;
+/// Where a template holds nothing for so many bytes, a copy has memory of its own: a mapping more
+/// costs a start what five pages do.
+const LARGE_HOLE: u64 = 16 << 20;
 /// Where low RAM ends and the MMIO gap begins.
 pub const GAP_START: u64 = 3 << 30;
 /// Where the MMIO gap ends and high RAM begins.
@@ -76,6 +82,9 @@ pub enum MemoryError {
         /// Size of the file given; 0 when there is none.
         given: u64,
     },
+    /// The host won't map memory where a template has none.
+    #[error("cannot map guest memory where the template holds nothing")]
+    Holes(#[source] io::Error),
     /// The host won't keep addresses free for a window.
     #[error("cannot reserve a window of {length} bytes")]
     Window {
@@ -130,8 +139,14 @@ pub fn map_ram(
         regions.push(map_region(range, flags, part)?);
         offset += length;
     }
-    if file.is_none() {
-        regions.iter().for_each(prefer_huge_pages);
+    match spec.backing {
+        MemoryBacking::Anonymous => regions.iter().for_each(prefer_huge_pages),
+        MemoryBacking::Shared => {}
+        MemoryBacking::Template => {
+            for region in &regions {
+                own_holes(region).map_err(MemoryError::Holes)?;
+            }
+        }
     }
     let memory = GuestMemoryMmap::from_regions(regions).map_err(MemoryError::Layout)?;
     Ok((Arc::new(memory), file.filter(|_| shared)))
@@ -205,6 +220,48 @@ fn prefer_huge_pages(region: &GuestRegionMmap) {
     let _ = unsafe {
         rustix::mm::madvise(region.as_ptr().cast(), region.size(), Advice::LinuxHugepage)
     };
+}
+
+/// Has memory of its own be where a template's file holds nothing over [`LARGE_HOLE`]: a page that is
+/// written there is not first made in the file, for good, and then copied.
+fn own_holes(region: &GuestRegionMmap) -> io::Result<()> {
+    let Some(file) = region.file_offset() else {
+        return Ok(());
+    };
+    let (begin, end) = (file.start(), file.start() + region.len());
+    let mut at = begin;
+    while at < end {
+        let data = match rustix::fs::seek(file.file(), SeekFrom::Data(at)) {
+            Ok(data) => data.min(end),
+            Err(Errno::NXIO) => end,
+            // One that can't tell is read where it holds nothing, too.
+            Err(_) => return Ok(()),
+        };
+        let hole_end = data - data % HUGE_PAGE;
+        if hole_end.saturating_sub(at) >= LARGE_HOLE {
+            map_own(region, at - begin..hole_end - begin)?;
+        }
+        at = hole_end + HUGE_PAGE;
+    }
+    Ok(())
+}
+
+fn map_own(region: &GuestRegionMmap, range: Range<u64>) -> io::Result<()> {
+    let whole = io::Error::other;
+    let start = usize::try_from(range.start).map_err(whole)?;
+    let length = usize::try_from(range.end - range.start).map_err(whole)?;
+    let place = region.as_ptr().map_addr(|address| address + start).cast();
+    let (access, fresh) = (
+        ProtFlags::READ | ProtFlags::WRITE,
+        MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE,
+    );
+    // SAFETY: the range lies in the region's mapping, which nothing has read yet, and what takes its
+    // place reads the same.
+    unsafe { rustix::mm::mmap_anonymous(place, length, access, fresh) }?;
+    // In small pages, as in the rest: a guest may use few of them.
+    // SAFETY: as above; only advice.
+    let _ = unsafe { rustix::mm::madvise(place, length, Advice::LinuxNoHugepage) };
+    Ok(())
 }
 
 /// Gives the whole pages of a range back to the host: they read as zeros from then on.
@@ -327,6 +384,31 @@ mod tests {
         let other = map_ram(&spec(size * 2, MemoryBacking::Template), Some(template));
         assert!(matches!(other, Err(MemoryError::Template { given, .. }) if given == size));
         assert!(map_ram(&spec(size, MemoryBacking::Template), None).is_err());
+    }
+
+    #[test]
+    fn what_a_copy_writes_where_its_template_has_nothing_is_not_in_the_template() {
+        use std::os::unix::fs::MetadataExt;
+        let size = 64 << 20;
+        let template = memory_file(size).unwrap();
+        for at in [0, size - PAGE] {
+            std::os::unix::fs::FileExt::write_all_at(&template, b"template", at).unwrap();
+        }
+        let given = template.try_clone().unwrap();
+        let before = template.metadata().unwrap().blocks();
+        let (memory, _) = map_ram(&spec(size, MemoryBacking::Template), Some(given)).unwrap();
+        for page in (HUGE_PAGE..size - HUGE_PAGE).step_by(HUGE_PAGE as usize) {
+            let page = GuestAddress(page);
+            assert_eq!(memory.read_obj::<u64>(page).unwrap(), 0);
+            memory.write_obj(7_u64, page).unwrap();
+            assert_eq!(memory.read_obj::<u64>(page).unwrap(), 7);
+        }
+        let mut bytes = [0; 8];
+        memory
+            .read_slice(&mut bytes, GuestAddress(size - PAGE))
+            .unwrap();
+        assert_eq!(&bytes, b"template");
+        assert_eq!(template.metadata().unwrap().blocks(), before);
     }
 
     #[test]
