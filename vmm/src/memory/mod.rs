@@ -43,8 +43,8 @@ pub type GuestRam = Arc<GuestMemoryMmap>;
 const PAGE: u64 = 4096;
 /// Bytes of a huge page.
 const HUGE_PAGE: u64 = 2 << 20;
-/// Where a template holds nothing for so many bytes, a copy has memory of its own: a mapping more
-/// costs a start what five pages do.
+/// Where a template holds nothing for so many bytes, a copy has memory of its own. Each mapping more
+/// costs a start something, too.
 const LARGE_HOLE: u64 = 16 << 20;
 /// Where low RAM ends and the MMIO gap begins.
 pub const GAP_START: u64 = 3 << 30;
