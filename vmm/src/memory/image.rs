@@ -9,11 +9,10 @@ use std::io;
 use std::ops::Range;
 
 use rustix::fs::SeekFrom;
-use rustix::io::Errno;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryRegion};
 
 use super::working_set::{PRESENT, add, each_page};
-use super::{GAP_END, GAP_START, GuestRam, PAGE};
+use super::{GAP_END, GAP_START, GuestRam, PAGE, next_data};
 
 /// `/proc/PID/pagemap`: the page is swapped out.
 const SWAPPED: u64 = 1 << 62;
@@ -95,10 +94,8 @@ fn data_of(file: &FileOffset, length: u64, base: u64) -> io::Result<Vec<Range<u6
     let mut data = Vec::new();
     let mut at = begin;
     while at < end {
-        let first = match rustix::fs::seek(file.file(), SeekFrom::Data(at)) {
-            Ok(first) if first < end => first,
-            Ok(_) | Err(Errno::NXIO) => break,
-            Err(error) => return Err(error.into()),
+        let Some(first) = next_data(file.file(), at, end)? else {
+            break;
         };
         at = rustix::fs::seek(file.file(), SeekFrom::Hole(first))?.min(end);
         let aligned = (first & !(PAGE - 1)) - begin..at.next_multiple_of(PAGE) - begin;

@@ -31,7 +31,8 @@ use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    Address, FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap,
 };
 
 use crate::spec::{MemoryBacking, MemorySpec};
@@ -139,17 +140,15 @@ pub fn map_ram(
         regions.push(map_region(range, flags, part)?);
         offset += length;
     }
-    match spec.backing {
-        MemoryBacking::Anonymous => regions.iter().for_each(prefer_huge_pages),
-        MemoryBacking::Shared => {}
-        MemoryBacking::Template => {
-            for region in &regions {
-                own_holes(region).map_err(MemoryError::Holes)?;
-            }
-        }
+    if file.is_none() {
+        regions.iter().for_each(prefer_huge_pages);
     }
     let memory = GuestMemoryMmap::from_regions(regions).map_err(MemoryError::Layout)?;
-    Ok((Arc::new(memory), file.filter(|_| shared)))
+    let memory = Arc::new(memory);
+    if spec.backing == MemoryBacking::Template {
+        own_holes(&memory).map_err(MemoryError::Holes)?;
+    }
+    Ok((memory, file.filter(|_| shared)))
 }
 
 /// Maps a range of guest memory, from a place in a file on or from nothing.
@@ -224,43 +223,62 @@ fn prefer_huge_pages(region: &GuestRegionMmap) {
 
 /// Has memory of its own be where a template's file holds nothing over [`LARGE_HOLE`]: a page that is
 /// written there is not first made in the file, for good, and then copied.
-fn own_holes(region: &GuestRegionMmap) -> io::Result<()> {
-    let Some(file) = region.file_offset() else {
-        return Ok(());
-    };
-    let (begin, end) = (file.start(), file.start() + region.len());
-    let mut at = begin;
-    while at < end {
-        let data = match rustix::fs::seek(file.file(), SeekFrom::Data(at)) {
-            Ok(data) => data.min(end),
-            Err(Errno::NXIO) => end,
-            // One that can't tell is read where it holds nothing, too.
-            Err(_) => return Ok(()),
-        };
-        let hole_end = data - data % HUGE_PAGE;
-        if hole_end.saturating_sub(at) >= LARGE_HOLE {
-            map_own(region, at - begin..hole_end - begin)?;
+fn own_holes(memory: &GuestRam) -> io::Result<()> {
+    for hole in memory.iter().flat_map(large_holes) {
+        if let Some((start, length)) = host_range(memory, &hole) {
+            // SAFETY: the range lies in one mapping of `memory`, which nobody has read yet.
+            unsafe { map_zeros(start, length) }?;
+            // In small pages, as in the rest: a guest may use few of them.
+            // SAFETY: as above; only advice.
+            let _ = unsafe { rustix::mm::madvise(start, length, Advice::LinuxNoHugepage) };
         }
-        at = hole_end + HUGE_PAGE;
     }
     Ok(())
 }
 
-fn map_own(region: &GuestRegionMmap, range: Range<u64>) -> io::Result<()> {
-    let whole = io::Error::other;
-    let start = usize::try_from(range.start).map_err(whole)?;
-    let length = usize::try_from(range.end - range.start).map_err(whole)?;
-    let place = region.as_ptr().map_addr(|address| address + start).cast();
+/// The whole huge pages of a region that its file holds nothing of, [`LARGE_HOLE`] and more at a time,
+/// as guest-physical addresses; none of a file that can't tell.
+fn large_holes(region: &GuestRegionMmap) -> Vec<Range<u64>> {
+    let mut holes = Vec::new();
+    let Some(file) = region.file_offset() else {
+        return holes;
+    };
+    let (begin, end) = (file.start(), file.start() + region.len());
+    let guest = region.start_addr().raw_value();
+    let mut at = begin;
+    while at < end
+        && let Ok(data) = next_data(file.file(), at, end)
+    {
+        let data = data.unwrap_or(end);
+        let hole_end = data - data % HUGE_PAGE;
+        if hole_end.saturating_sub(at) >= LARGE_HOLE {
+            holes.push(guest + (at - begin)..guest + (hole_end - begin));
+        }
+        at = hole_end + HUGE_PAGE;
+    }
+    holes
+}
+
+/// Where a file next holds data, from `at` on and before `end`.
+fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<u64>> {
+    match rustix::fs::seek(file, SeekFrom::Data(at)) {
+        Ok(data) => Ok(Some(data).filter(|data| *data < end)),
+        Err(Errno::NXIO) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Has a range of whole pages be zeros of this process's own, in the place of what was there.
+///
+/// # Safety
+/// The range lies in one mapping of guest memory, whose content there isn't needed.
+unsafe fn map_zeros(start: *mut c_void, length: usize) -> io::Result<()> {
     let (access, fresh) = (
         ProtFlags::READ | ProtFlags::WRITE,
         MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE,
     );
-    // SAFETY: the range lies in the region's mapping, which nothing has read yet, and what takes its
-    // place reads the same.
-    unsafe { rustix::mm::mmap_anonymous(place, length, access, fresh) }?;
-    // In small pages, as in the rest: a guest may use few of them.
-    // SAFETY: as above; only advice.
-    let _ = unsafe { rustix::mm::madvise(place, length, Advice::LinuxNoHugepage) };
+    // SAFETY: what takes the range's place is the same to whoever holds an address in it.
+    unsafe { rustix::mm::mmap_anonymous(start, length, access, fresh) }?;
     Ok(())
 }
 
@@ -284,14 +302,8 @@ pub fn discard(memory: &GuestRam, address: GuestAddress, length: u32) -> io::Res
     };
     if region.file_offset().is_some() && region.flags() & libc::MAP_PRIVATE != 0 {
         // Let go of, a page of the template would show what the template holds.
-        let (access, fresh) = (
-            ProtFlags::READ | ProtFlags::WRITE,
-            MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE,
-        );
-        // SAFETY: the range lies in one mapping of `memory`, and what takes its place is the same
-        // to whoever holds an address in it.
-        unsafe { rustix::mm::mmap_anonymous(start, length, access, fresh) }?;
-        return Ok(());
+        // SAFETY: the range lies in one mapping of `memory`, whose content is the guest's, which asked.
+        return unsafe { map_zeros(start, length) };
     }
     let advice = match region.file_offset() {
         None => Advice::LinuxDontNeed,
