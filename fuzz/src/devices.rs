@@ -15,7 +15,7 @@ use hull_vmm::spec::{BlockSpec, FsSpec, NetSpec};
 use hull_vmm::testing::{Bench, FakeIrq, GuestQueue, Part, guest_ram};
 use hull_vmm::virtio::block::Block;
 use hull_vmm::virtio::console::Console;
-use hull_vmm::virtio::fs::{CachePolicy, Fs, FsExport, FsLimits};
+use hull_vmm::virtio::fs::{CachePolicy, Fs, FsExport, FsLimits, FsRole};
 use hull_vmm::virtio::mem::{Blocks, Mem, Region};
 use hull_vmm::virtio::net::{Net, Tap};
 use hull_vmm::virtio::transport::{Board, Slot};
@@ -225,7 +225,7 @@ pub(crate) fn fs(data: &[u8]) {
         inodes: 64,
         handles: 32,
     };
-    let mut bench = Bench::new(Fs::new(&spec, vec![export], limits, window).unwrap());
+    let mut bench = Bench::new(Fs::new(&spec, vec![export], FsRole::Own, limits, window).unwrap());
     init(&mut bench);
     play(&mut bench, input, |parts| {
         let request = parts.iter().flat_map(|part| match part {

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use hull_vmm::machine::{Host, Machine};
 use hull_vmm::spec::{BlockSpec, DeviceSpec, FsSpec, MemoryBacking, MemorySpec, VmSpec, VsockSpec};
-use hull_vmm::virtio::fs::{CachePolicy, FsExport, FsLimits};
+use hull_vmm::virtio::fs::{CachePolicy, FsExport, FsLimits, FsRole};
 
 struct Wanted {
     kernel: String,
@@ -141,6 +141,7 @@ fn run(wanted: &Wanted) -> Result<(), Box<dyn std::error::Error>> {
             .iter()
             .map(|text| share(text))
             .collect::<io::Result<_>>()?,
+        fs_role: FsRole::Own,
         fs_limits: FsLimits::default(),
     };
     let mut machine = Machine::build(spec.validate()?, host)?;

@@ -19,7 +19,7 @@ use hull_vmm::spec::{
     BlockSpec, DeviceSpec, FsSpec, MemSpec, MemoryBacking, MemorySpec, NetSpec, SpecError, VmSpec,
     VsockSpec,
 };
-use hull_vmm::virtio::fs::{CachePolicy, FsExport, FsLimits, FsStats};
+use hull_vmm::virtio::fs::{CachePolicy, FsExport, FsLimits, FsRole, FsStats};
 use hull_vmm::virtio::net::{SetOffloads, Tap, Traffic};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -206,6 +206,7 @@ impl Vm {
             blocks: opened.scratch.into_iter().collect(),
             taps,
             fs_exports: exports.collect(),
+            fs_role: FsRole::Own,
             fs_limits: FsLimits::default(),
             vsock_ports: BTreeMap::from([(CONTROL_PORT, dial.clone())]),
         };

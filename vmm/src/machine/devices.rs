@@ -16,7 +16,7 @@ use crate::virtio::balloon::Balloon;
 use crate::virtio::block::Block;
 use crate::virtio::console::Console;
 use crate::virtio::device::DynDevice;
-use crate::virtio::fs::{Fs, FsExport, FsLimits, FsStats, Shares};
+use crate::virtio::fs::{Fs, FsExport, FsLimits, FsRole, FsStats, Shares};
 use crate::virtio::mem::{Extent, Mem, Region};
 use crate::virtio::net::{Net, Tap};
 use crate::virtio::rng::Rng;
@@ -51,6 +51,7 @@ pub(super) struct Supplies<'a> {
     pub(super) taps: std::vec::IntoIter<Tap>,
     pub(super) vsock_ports: BTreeMap<u32, Sender<UnixStream>>,
     pub(super) fs_exports: Vec<FsExport>,
+    pub(super) fs_role: FsRole,
     pub(super) fs_limits: FsLimits,
 }
 
@@ -67,9 +68,9 @@ impl Devices {
         let device: Box<dyn DynDevice> = match spec {
             DeviceSpec::Fs(spec) => {
                 let exports = std::mem::take(&mut supplies.fs_exports);
-                let limits = supplies.fs_limits;
+                let (role, limits) = (supplies.fs_role, supplies.fs_limits);
                 let window = board.window.clone();
-                let fs = Fs::new(spec, exports, limits, window).map_err(failed("fs"))?;
+                let fs = Fs::new(spec, exports, role, limits, window).map_err(failed("fs"))?;
                 self.fs_stats = Some(fs.stats());
                 self.shares = Some(fs.shares());
                 Box::new(fs)

@@ -37,7 +37,7 @@ use crate::spec::{Checked, DeviceSpec, VmSpec};
 use crate::vcpu::Vcpus;
 use crate::virtio::device::Persist;
 use crate::virtio::device::RestoreError;
-use crate::virtio::fs::{FsExport, FsLimits, FsStats, Shares};
+use crate::virtio::fs::{FsExport, FsLimits, FsRole, FsStats, Shares};
 use crate::virtio::mem::{Extent, Mem};
 use crate::virtio::net::Tap;
 use crate::virtio::transport::Board;
@@ -68,6 +68,8 @@ pub struct Host {
     pub vsock_ports: BTreeMap<u32, Sender<UnixStream>>,
     /// The directories of the fs device.
     pub fs_exports: Vec<FsExport>,
+    /// What they are to a guest that is saved with them mounted.
+    pub fs_role: FsRole,
     /// How much of the host the fs device may hold on to.
     pub fs_limits: FsLimits,
 }
@@ -206,6 +208,7 @@ impl Machine {
             taps: host.taps.into_iter(),
             vsock_ports: host.vsock_ports,
             fs_exports: host.fs_exports,
+            fs_role: host.fs_role,
             fs_limits: host.fs_limits,
         };
         let sink = spec.debug_serial.then(|| Arc::clone(&supplies.sink));

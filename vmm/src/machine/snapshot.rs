@@ -21,7 +21,7 @@ use crate::virtio::transport::SlotState;
 use crate::virtio::vsock::{Vsock, VsockState};
 
 /// The version of the state's layout: one that differs is refused.
-const EPOCH: u32 = 2;
+const EPOCH: u32 = 3;
 
 /// Everything of a machine but its memory.
 #[derive(Debug, Serialize, Deserialize)]

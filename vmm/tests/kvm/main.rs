@@ -24,7 +24,7 @@ use hull_vmm::machine::{BuildError, Host, Machine};
 use hull_vmm::memory::WorkingSet;
 use hull_vmm::outcome::VmExit;
 use hull_vmm::spec::{Checked, DeviceSpec, MemoryBacking, MemorySpec, VmSpec, VsockSpec};
-use hull_vmm::virtio::fs::FsLimits;
+use hull_vmm::virtio::fs::{FsLimits, FsRole};
 
 /// Longer than anything takes in here, on however slow a machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -142,6 +142,7 @@ fn host(kernel: Option<File>, memory: Option<File>, paper: &Paper) -> Host {
         taps: Vec::new(),
         vsock_ports: BTreeMap::new(),
         fs_exports: Vec::new(),
+        fs_role: FsRole::Own,
         fs_limits: FsLimits::default(),
     }
 }

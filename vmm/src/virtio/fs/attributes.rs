@@ -60,13 +60,12 @@ impl Tree {
 
     fn attributes_locked(&self, state: &mut State, id: u64) -> io::Result<(stat64, Duration)> {
         if id == ROOT {
-            return Ok((self.root_attributes(), Duration::from_secs(1)));
+            let timeout = self.believed(Duration::from_secs(1));
+            return Ok((self.root_attributes(), timeout));
         }
         let node = state.nodes.get(id)?;
-        let (_, timeout) = self
-            .export(node.export)?
-            .cache
-            .timeouts(node.kind == FileType::Directory);
+        let is_directory = node.kind == FileType::Directory;
+        let (_, timeout) = self.timeouts(&*self.export(node.export)?, is_directory);
         Ok((state.nodes.attributes_of(id)?, timeout))
     }
 

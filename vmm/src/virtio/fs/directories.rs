@@ -151,6 +151,9 @@ impl Tree {
             if sink(line, entry)? == 0 {
                 break;
             }
+            if let Some(export) = export.filter(|_| listing.plus) {
+                state.nodes.tell(export.root);
+            }
         }
         Ok(())
     }

@@ -52,6 +52,18 @@ pub enum KnownBy {
     Path,
 }
 
+/// What the directories of a device are to a guest that is saved with them mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FsRole {
+    /// Its own: a guest that goes on finds the same ones.
+    #[default]
+    Own,
+    /// They stand in for those of copies: the guest keeps nothing of them but their names.
+    Template,
+    /// A copy's own, in place of the template's of the same names.
+    Copy,
+}
+
 /// A host directory that the guest sees as `/NAME` of the file system.
 #[derive(Debug)]
 pub struct FsExport {

@@ -23,6 +23,7 @@ mod names;
 mod nodes;
 mod saved;
 mod stats;
+mod template;
 mod tree;
 
 #[cfg(test)]
@@ -41,10 +42,11 @@ use serde::{Deserialize, Serialize};
 use vm_memory::ByteValued;
 
 use self::dax::Wanted;
-pub use self::export::{CachePolicy, FsExport, KnownBy};
+pub use self::export::{CachePolicy, FsExport, FsRole, KnownBy};
 use self::names::Making;
-pub use self::saved::MountState;
+pub use self::saved::{Mount, MountState};
 pub use self::stats::FsStats;
+pub use self::template::TemplateMount;
 use self::tree::Tree;
 use super::device::{
     Activation, DeviceError, Persist, RestoreError, SharedMemory, Unsaveable, VirtioDevice,
@@ -133,7 +135,7 @@ pub struct FsState {
     /// The tag it is mounted by.
     pub tag: String,
     /// What a guest that has it mounted knows of it.
-    pub mounted: Option<MountState>,
+    pub mounted: Option<Mount>,
 }
 
 /// The file system device.
@@ -189,12 +191,13 @@ impl Fs {
     pub fn new(
         spec: &FsSpec,
         exports: Vec<FsExport>,
+        role: FsRole,
         limits: FsLimits,
         window: Option<Arc<Window>>,
     ) -> io::Result<Self> {
         rustix::process::umask(rustix::fs::Mode::empty());
         let limits = limits.within(raise_descriptors()?);
-        let tree = Arc::new(Tree::new(exports, limits, window.clone())?);
+        let tree = Arc::new(Tree::new(exports, role, limits, window.clone())?);
         Ok(Self {
             tag: spec.tag.clone(),
             window,
@@ -417,7 +420,7 @@ impl Persist for Fs {
                 state.tag, self.tag
             )),
             None => Ok(()),
-            Some(mounted) => self.tree.go_on(&mounted),
+            Some(mounted) => self.tree.take_up(&mounted),
         };
         went_on.map_err(|why| RestoreError::Mismatch {
             unit: Self::UNIT.to_owned(),

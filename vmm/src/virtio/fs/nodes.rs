@@ -187,9 +187,7 @@ impl Nodes {
                 pinned: false,
             }),
         };
-        if let Some(node) = self.by_id.get_mut(&id) {
-            node.lookups = node.lookups.saturating_add(1);
-        }
+        self.tell(id);
         Ok(Seen {
             id,
             kind,
@@ -203,8 +201,16 @@ impl Nodes {
         let seen = self.remember(export, fd).inspect_err(|_| self.limit -= 1)?;
         if let Some(node) = self.by_id.get_mut(&seen.id) {
             node.pinned = true;
+            node.lookups = 0;
         }
         Ok(seen.id)
+    }
+
+    /// Counts that the guest is told of a node.
+    pub(super) fn tell(&mut self, id: u64) {
+        if let Some(node) = self.by_id.get_mut(&id) {
+            node.lookups = node.lookups.saturating_add(1);
+        }
     }
 
     fn insert(&mut self, node: Node) -> u64 {
@@ -252,6 +258,7 @@ impl Nodes {
     /// Forgets all but the exports' own directories.
     pub(super) fn clear(&mut self) {
         self.by_id.retain(|_, node| node.pinned);
+        self.by_id.values_mut().for_each(|node| node.lookups = 0);
         self.by_identity.retain(|_, id| self.by_id.contains_key(id));
     }
 

@@ -24,21 +24,29 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::dax::{Dax, Shown};
-use super::export::KnownBy;
+use super::export::{FsRole, KnownBy};
 use super::files::OpenFile;
 use super::nodes::{Node, ROOT, status};
-use super::tree::{Export, Session, State, Tree, own_name};
+use super::template::TemplateMount;
+use super::tree::{Export, State, Terms, Tree, own_name};
 use crate::virtio::device::Unsaveable;
 
 /// What of an opening's flags is kept: others mean nothing once a file is open.
 const KEPT_FLAGS: OFlags = OFlags::RWMODE.union(OFlags::SYNC).union(OFlags::DSYNC);
 
+/// A mount, as the device's role has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mount {
+    /// Of a guest that goes on with the same files.
+    Own(MountState),
+    /// Of one that is to be copied.
+    Template(TemplateMount),
+}
+
 /// What a guest that has the file system mounted knows of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountState {
-    no_open: bool,
-    no_opendir: bool,
-    ours_alone: bool,
+    terms: Terms,
     /// The names of each.
     exports: Vec<Vec<String>>,
     next_node: u64,
@@ -146,16 +154,19 @@ fn make_socket(directory: &OwnedFd, path: &[u8], mark: Mark) -> Result<OwnedFd, 
 
 impl Tree {
     /// What the guest knows; nothing if it hasn't mounted the file system.
-    pub(super) fn saved(&self) -> Result<Option<MountState>, Unsaveable> {
+    pub(super) fn saved(&self) -> Result<Option<Mount>, Unsaveable> {
         let state = self.lock();
-        let Session::Mounted {
-            no_open,
-            no_opendir,
-            ours_alone,
-        } = state.session
-        else {
+        let Some(terms) = state.terms else {
             return Ok(None);
         };
+        let mount = match self.role() {
+            FsRole::Template => Mount::Template(self.save_template(&state, terms)?),
+            FsRole::Own | FsRole::Copy => Mount::Own(self.save_mount(&state, terms)?),
+        };
+        Ok(Some(mount))
+    }
+
+    fn save_mount(&self, state: &State, terms: Terms) -> Result<MountState, Unsaveable> {
         if self.exports().iter().flatten().any(|export| export.passing) {
             let why = "it was given further directories while it ran";
             return Err(Unsaveable(why.to_owned()));
@@ -166,7 +177,7 @@ impl Tree {
         nodes.sort_by_key(|(id, _)| *id);
         let nodes = nodes
             .into_iter()
-            .map(|(id, node)| self.save_node(&state, id, node))
+            .map(|(id, node)| self.save_node(state, id, node))
             .collect::<Result<Vec<_>, _>>()?;
         let (handles, next_handle) = state.files.all();
         // One whose file is forgotten is about to be released.
@@ -175,17 +186,15 @@ impl Tree {
             .map(|(handle, open)| save_handle(handle, open))
             .collect::<Result<Vec<_>, _>>()?;
         handles.sort_by_key(|handle| handle.handle);
-        Ok(Some(MountState {
-            no_open,
-            no_opendir,
-            ours_alone,
+        Ok(MountState {
+            terms,
             exports: self.names(),
             next_node,
             nodes,
             next_handle,
             handles,
             shown: state.dax.as_ref().map_or_else(Vec::new, Dax::all),
-        }))
+        })
     }
 
     fn save_node(&self, state: &State, id: u64, node: &Node) -> Result<NodeState, Unsaveable> {
@@ -232,7 +241,16 @@ impl Tree {
     }
 
     /// Knows from here on what the guest knows, or says what stands against it.
-    pub(super) fn go_on(&self, saved: &MountState) -> Result<(), String> {
+    pub(super) fn take_up(&self, saved: &Mount) -> Result<(), String> {
+        match (saved, self.role()) {
+            (Mount::Own(saved), FsRole::Own) => self.go_on(saved),
+            (Mount::Template(saved), FsRole::Copy) => self.take_over(saved),
+            (Mount::Own(_), _) => Err("it was saved to go on with its own files".to_owned()),
+            (Mount::Template(_), _) => Err("it was saved to be copied".to_owned()),
+        }
+    }
+
+    fn go_on(&self, saved: &MountState) -> Result<(), String> {
         let exports = self.names();
         if exports != saved.exports {
             return Err(format!("it showed {:?}, not {exports:?}", saved.exports));
@@ -251,11 +269,7 @@ impl Tree {
         }
         state.nodes.go_on_from(saved.next_node);
         state.files.go_on_from(saved.next_handle);
-        state.session = Session::Mounted {
-            no_open: saved.no_open,
-            no_opendir: saved.no_opendir,
-            ours_alone: saved.ours_alone,
-        };
+        state.terms = Some(saved.terms);
         Ok(())
     }
 

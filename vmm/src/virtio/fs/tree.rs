@@ -19,28 +19,24 @@ use std::time::Duration;
 use fuse_backend_rs::api::filesystem::{Entry, FsOptions};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::FsLimits;
 use super::dax::Dax;
-use super::export::{CachePolicy, FsExport, KnownBy, is_component, own_descriptors};
+use super::export::{CachePolicy, FsExport, FsRole, KnownBy, is_component, own_descriptors};
 use super::files::{Files, OpenFile};
 use super::nodes::{Node, Nodes, ROOT, Seen, root_attributes};
 use crate::memory::Window;
 
 /// What was agreed on at `FUSE_INIT`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Session {
-    /// Nobody has mounted the file system.
-    Unmounted,
-    /// Somebody has.
-    Mounted {
-        /// Files are read and written without being opened.
-        no_open: bool,
-        /// Directories, too.
-        no_opendir: bool,
-        /// Nobody else was to write to any export.
-        ours_alone: bool,
-    },
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Terms {
+    /// Files are read and written without being opened.
+    pub(super) no_open: bool,
+    /// Directories, too.
+    pub(super) no_opendir: bool,
+    /// Nobody else was to write to any export.
+    pub(super) ours_alone: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -62,7 +58,8 @@ pub(super) type Exports = Vec<Option<Arc<Export>>>;
 
 #[derive(Debug)]
 pub(super) struct State {
-    pub(super) session: Session,
+    /// Nothing while nobody has mounted the file system.
+    pub(super) terms: Option<Terms>,
     pub(super) nodes: Nodes,
     pub(super) files: Files,
     /// Where files can be shown, if there is such a place.
@@ -72,6 +69,7 @@ pub(super) struct State {
 #[derive(Debug)]
 pub(super) struct Tree {
     exports: RwLock<Exports>,
+    role: FsRole,
     own_descriptors: File,
     has_window: bool,
     state: Mutex<State>,
@@ -82,15 +80,17 @@ impl Tree {
     /// Names that can't be, names twice, directories that aren't.
     pub(super) fn new(
         exports: Vec<FsExport>,
+        role: FsRole,
         limits: FsLimits,
         window: Option<Arc<Window>>,
     ) -> io::Result<Self> {
         let tree = Self {
             exports: RwLock::default(),
+            role,
             own_descriptors: own_descriptors()?,
             has_window: window.is_some(),
             state: Mutex::new(State {
-                session: Session::Unmounted,
+                terms: None,
                 nodes: Nodes::new(limits.inodes),
                 files: Files::new(limits.handles),
                 dax: window.map(Dax::new),
@@ -108,10 +108,7 @@ impl Tree {
     /// As [`Tree::new`]; `EBUSY` if the guest was promised that nobody else writes to what it
     /// sees.
     pub(super) fn add(&self, exports: Vec<FsExport>) -> io::Result<()> {
-        if let Session::Mounted {
-            ours_alone: true, ..
-        } = self.lock().session
-        {
+        if self.lock().terms.is_some_and(|terms| terms.ours_alone) {
             return Err(Errno::BUSY.into());
         }
         let mut added = Vec::with_capacity(exports.len());
@@ -209,27 +206,40 @@ impl Tree {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A guest mounts the file system: what it may do of what it can.
+    /// What its directories are to a guest that is saved with them mounted.
+    pub(super) fn role(&self) -> FsRole {
+        self.role
+    }
+
+    /// The terms on which a guest that is capable of all of them may mount what is shown.
     ///
     /// Opening is left out only when nobody else writes to any export: the
     /// guest's kernel decides it for the whole file system, and with it that
     /// contents are kept from one opening to the next.
+    pub(super) fn offered(&self) -> Terms {
+        let exports = self.exports();
+        let mut all = exports.iter().flatten();
+        let ours_alone = all.all(|export| export.cache == CachePolicy::Always);
+        let mut all = exports.iter().flatten();
+        Terms {
+            no_open: ours_alone,
+            no_opendir: ours_alone && all.all(|export| export.read_only),
+            ours_alone,
+        }
+    }
+
+    /// A guest mounts the file system: what it may do of what it can.
     pub(super) fn mount(&self, capable: FsOptions) -> FsOptions {
         self.unmount();
-        let exports = self.exports();
-        let ours_alone = exports
-            .iter()
-            .flatten()
-            .all(|export| export.cache == CachePolicy::Always);
-        let unchanging = ours_alone && exports.iter().flatten().all(|export| export.read_only);
-        drop(exports);
-        let no_open = ours_alone && capable.contains(FsOptions::ZERO_MESSAGE_OPEN);
-        let no_opendir = unchanging && capable.contains(FsOptions::ZERO_MESSAGE_OPENDIR);
-        self.lock().session = Session::Mounted {
+        let offered = self.offered();
+        let ours_alone = offered.ours_alone;
+        let no_open = offered.no_open && capable.contains(FsOptions::ZERO_MESSAGE_OPEN);
+        let no_opendir = offered.no_opendir && capable.contains(FsOptions::ZERO_MESSAGE_OPENDIR);
+        self.lock().terms = Some(Terms {
             no_open,
             no_opendir,
             ours_alone,
-        };
+        });
         let mut options = FsOptions::ASYNC_READ
             | FsOptions::BIG_WRITES
             | FsOptions::PARALLEL_DIROPS
@@ -255,7 +265,7 @@ impl Tree {
     /// Nobody has the file system mounted: nothing the guest knew is left.
     pub(super) fn unmount(&self) {
         let mut state = self.lock();
-        state.session = Session::Unmounted;
+        state.terms = None;
         if let Some(dax) = &mut state.dax {
             dax.clear_all();
         }
@@ -313,7 +323,7 @@ impl Tree {
     pub(super) fn entry(&self, export: usize, seen: Seen) -> io::Result<Entry> {
         let export = self.export(export)?;
         let is_directory = seen.kind == FileType::Directory;
-        let (entry_timeout, attr_timeout) = export.cache.timeouts(is_directory);
+        let (entry_timeout, attr_timeout) = self.timeouts(&export, is_directory);
         Ok(Entry {
             inode: seen.id,
             generation: 0,
@@ -360,14 +370,16 @@ impl Tree {
                 names.any(|own| own.as_bytes() == name.to_bytes())
             })
             .ok_or(Errno::NOENT)?;
-        self.export_entry(state, export)
+        let entry = self.export_entry(state, export)?;
+        state.nodes.tell(export.root);
+        Ok(entry)
     }
 
-    /// The guest is told of an export.
+    /// What the guest is told of an export.
     pub(super) fn export_entry(&self, state: &mut State, export: &Export) -> io::Result<Entry> {
         let (entry_timeout, attr_timeout) = match export.passing {
             true => (Duration::ZERO, Duration::ZERO),
-            false => export.cache.timeouts(true),
+            false => self.timeouts(export, true),
         };
         let attributes = state.nodes.attributes_of(export.root)?;
         Ok(Entry {
@@ -380,30 +392,39 @@ impl Tree {
         })
     }
 
+    /// How long a name, and how long the attributes of a file may be believed.
+    pub(super) fn timeouts(&self, export: &Export, is_directory: bool) -> (Duration, Duration) {
+        let (name, attributes) = export.cache.timeouts(is_directory);
+        (name, self.believed(attributes))
+    }
+
+    /// How long attributes may be believed for which it would be so long: a copy of the guest has
+    /// other files in their place.
+    pub(super) fn believed(&self, attributes: Duration) -> Duration {
+        match self.role {
+            FsRole::Template => Duration::ZERO,
+            FsRole::Own | FsRole::Copy => attributes,
+        }
+    }
+
     pub(super) fn root_attributes(&self) -> fuse_backend_rs::abi::fuse_abi::stat64 {
         root_attributes(self.exports().iter().flatten().count())
     }
 }
 
 impl Export {
-    fn has(&self, name: &str) -> bool {
+    pub(super) fn has(&self, name: &str) -> bool {
         self.names.iter().any(|own| own == name)
     }
 }
 
 impl State {
     pub(super) fn no_open(&self) -> bool {
-        matches!(self.session, Session::Mounted { no_open: true, .. })
+        self.terms.is_some_and(|terms| terms.no_open)
     }
 
     pub(super) fn no_opendir(&self) -> bool {
-        matches!(
-            self.session,
-            Session::Mounted {
-                no_opendir: true,
-                ..
-            }
-        )
+        self.terms.is_some_and(|terms| terms.no_opendir)
     }
 
     /// The node `id`, to be changed.

@@ -292,7 +292,7 @@ fn only_reading_of_files_that_never_change_is_granted() {
             tag: "hull".to_owned(),
             dax_window_bytes: 0,
         };
-        assert!(Fs::new(&spec, vec![export], FsLimits::default(), None).is_err());
+        assert!(Fs::new(&spec, vec![export], FsRole::Own, FsLimits::default(), None).is_err());
     }
 }
 

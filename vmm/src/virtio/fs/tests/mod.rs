@@ -5,6 +5,7 @@ mod attacks;
 mod dax;
 mod operations;
 mod saved;
+mod template;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -116,11 +117,20 @@ impl Guest {
         limits: FsLimits,
         window: Option<Arc<Window>>,
     ) -> Self {
+        Self::in_role(exports, FsRole::Own, limits, window)
+    }
+
+    pub(super) fn in_role(
+        exports: Vec<FsExport>,
+        role: FsRole,
+        limits: FsLimits,
+        window: Option<Arc<Window>>,
+    ) -> Self {
         let spec = FsSpec {
             tag: "hull".to_owned(),
             dax_window_bytes: 0,
         };
-        let mut device = Fs::new(&spec, exports, limits, window).unwrap();
+        let mut device = Fs::new(&spec, exports, role, limits, window).unwrap();
         let memory = guest_ram(80 << 20);
         let irq = Arc::new(FakeIrq::default());
         let rooms = [(1 << 20, 4 << 20), (8 << 20, 70 << 20)];

@@ -223,7 +223,7 @@ fn a_state_gives_no_rights_that_the_share_does_not() {
     let text = serde_json::to_value(&state).unwrap();
     let bend = |key: &str, value: serde_json::Value| {
         let mut bent = text.clone();
-        let nodes = bent["mounted"]["nodes"].as_array_mut().unwrap();
+        let nodes = bent["mounted"]["Own"]["nodes"].as_array_mut().unwrap();
         nodes.iter_mut().for_each(|node| {
             if node["id"] == file {
                 node[key] = value.clone();
