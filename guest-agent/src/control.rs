@@ -3,6 +3,7 @@
 //! Owns: the hello, and doing and answering each request. Refuses: nothing quietly; a request
 //! that fails is answered with a sentence.
 
+use std::fs;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -48,8 +49,10 @@ pub(crate) struct Control {
     owns_guest: bool,
     /// Why the guest isn't whole, said in answer to its setup.
     flaw: Option<Fault>,
-    /// Whether the scratch disk is mounted.
-    has_scratch: bool,
+    /// Whether the shares are mounted.
+    has_shares: bool,
+    /// The share over which the scratch disk is laid.
+    layers: Option<String>,
 }
 
 impl Control {
@@ -70,7 +73,8 @@ impl Control {
             lines: LineDecoder::default(),
             owns_guest,
             flaw: None,
-            has_scratch: false,
+            has_shares: false,
+            layers: None,
         };
         control.send(&hello)?;
         Ok(control)
@@ -124,10 +128,7 @@ impl Control {
                 .map(|()| Reply::Ok),
             Request::Network { .. } => Ok(Reply::Ok),
             Request::Settle => self.settle(containers).map(|()| Reply::Ok),
-            Request::OpenScratch => self
-                .open_scratch()
-                .and_then(|()| scratch::rehearse())
-                .map(|()| Reply::Ok),
+            Request::Furnish { layers } => self.make_ready(layers.as_deref()).map(|()| Reply::Ok),
             Request::Ping => Ok(Reply::Ok),
             Request::Stats { id } => containers.stats(id).map(|stats| Reply::Stats(stats.into())),
             Request::Processes { id, after } => {
@@ -172,30 +173,48 @@ impl Control {
         }
         identity::be(&setup.hostname, setup.moment, &setup.entropy)?;
         network::make(&setup.interfaces)?;
-        if setup.shares {
-            mount_shares()?;
-        }
-        if let Some(layers) = &setup.layers {
-            self.open_scratch()?;
-            scratch::lay_over(layers)?;
-        }
+        self.furnish(setup.layers.as_deref())?;
         if let Some(size) = setup.shared_memory_bytes {
             mount_shared_memory(size)?;
         }
         Ok(())
     }
 
-    /// Mounts the scratch disk, unless the guest was saved with it.
-    fn open_scratch(&mut self) -> Result<(), Fault> {
-        if self.owns_guest && !self.has_scratch {
-            scratch::open()?;
-            self.has_scratch = true;
+    /// Mounts what the guest wasn't saved with: the shares, and the scratch disk over those with
+    /// the layers.
+    fn furnish(&mut self, layers: Option<&str>) -> Result<(), Fault> {
+        if !self.has_shares {
+            mount_shares()?;
+            self.has_shares = true;
         }
-        Ok(())
+        match (layers, self.layers.as_deref()) {
+            (Some(layers), None) => {
+                scratch::open()?;
+                scratch::lay_over(layers)?;
+                self.layers = Some(layers.to_owned());
+                Ok(())
+            }
+            (wanted, laid) if wanted == laid => Ok(()),
+            _ => Err(Fault::refused("the scratch disk is laid over other layers")),
+        }
+    }
+
+    /// Does all that no copy of this guest is to do again.
+    fn make_ready(&mut self, layers: Option<&str>) -> Result<(), Fault> {
+        if !self.owns_guest {
+            return Ok(());
+        }
+        self.furnish(layers)?;
+        // The kernel says that they are mounted before it has heard how from the host.
+        fs::metadata(SHARES_DIR).or_internal(|| "cannot look at the shares")?;
+        if layers.is_some() {
+            scratch::write_out()?;
+        }
+        report_free_memory()
     }
 
     /// Leaves nothing of a setup behind but what the kernel and this process keep for the next,
-    /// and makes what the next will need.
+    /// and makes what the next container begins in.
     fn settle(&mut self, containers: &mut Containers) -> Result<(), Fault> {
         if let Some(flaw) = &self.flaw {
             return Err(flaw.clone());
@@ -205,18 +224,15 @@ impl Control {
         }
         if self.owns_guest {
             scratch::unmount()?;
-            self.has_scratch = false;
+            self.layers = None;
             match rustix::mount::unmount(SHARES_DIR, UnmountFlags::empty()) {
                 // There was no setup.
                 Ok(()) | Err(Errno::NOENT | Errno::INVAL) => {}
                 Err(errno) => return Err(errno).or_internal(|| "cannot unmount the shares"),
             }
+            self.has_shares = false;
         }
-        containers.prepare()?;
-        match self.owns_guest {
-            true => report_free_memory(),
-            false => Ok(()),
-        }
+        containers.prepare()
     }
 
     /// Ends every process and makes what they wrote durable.
@@ -246,7 +262,7 @@ impl Control {
 /// Has the host take back all that is free, so that no copy of this guest does it again.
 fn report_free_memory() -> Result<(), Fault> {
     let finish = "/sys/module/page_reporting/parameters/finish";
-    std::fs::write(finish, "1").or_internal(|| format!("cannot write to {finish}"))
+    fs::write(finish, "1").or_internal(|| format!("cannot write to {finish}"))
 }
 
 fn mount_shares() -> Result<(), Fault> {
@@ -276,7 +292,7 @@ fn wait_for_one(left: Duration) {
     use rustix::event::{PollFd, PollFlags, poll};
     use rustix::process::{PidfdFlags, pidfd_open};
     // Some child; which one doesn't matter. Without one, the next round says so.
-    let children = std::fs::read_to_string("/proc/self/task/1/children").unwrap_or_default();
+    let children = fs::read_to_string("/proc/self/task/1/children").unwrap_or_default();
     let child = children.split_whitespace().find_map(|pid| pid.parse().ok());
     let Some(pidfd) = child
         .and_then(Pid::from_raw)

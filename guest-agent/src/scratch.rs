@@ -4,7 +4,7 @@
 //! to make that file system; the host hands in a disk that has one, with two empty directories.
 //! The host never reads it.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::fd::AsFd;
 
 use hull_proto::{
@@ -42,16 +42,12 @@ pub(crate) fn open() -> Result<(), Fault> {
     )
 }
 
-/// Makes a directory where each overlay makes its own, and none of it: the kernel has read by then
-/// what it must know of the disk to do so. Has all that was written to the disk be on it.
+/// Has all that was written to the disk be on it.
 ///
 /// # Errors
 /// What the disk refuses.
-pub(crate) fn rehearse() -> Result<(), Fault> {
+pub(crate) fn write_out() -> Result<(), Fault> {
     let what = || "cannot write to the scratch disk";
-    let own = format!("{SCRATCH_DIR}/{SCRATCH_WORK}/work");
-    fs::create_dir(&own).or_internal(what)?;
-    fs::remove_dir(&own).or_internal(what)?;
     let disk = File::open(SCRATCH_DIR).or_internal(what)?;
     rustix::fs::syncfs(disk).or_internal(what)
 }

@@ -41,9 +41,12 @@ pub enum Request {
     /// Undoes a setup whose processes have all ended, so that the guest can be saved, and copies
     /// set up. Refused by a guest that isn't whole.
     Settle,
-    /// Has the scratch disk's file system be there at [`crate::SCRATCH_DIR`] before any setup: for
-    /// a guest that is saved, together with what is on the disk by the answer.
-    OpenScratch,
+    /// Has a settled guest be as the next setup wants it, as far as that can be told before: for one
+    /// that is saved, together with what is on its scratch disk by the answer.
+    Furnish {
+        /// As in [`Setup::layers`].
+        layers: Option<String>,
+    },
     /// Has every process of every container stand still: answered when they do.
     StandStill,
     /// Has a guest whose processes stand still be another from here on.
@@ -121,8 +124,6 @@ pub struct Setup {
     pub moment: Moment,
     /// 256 fresh random bits, credited to the guest kernel's generator.
     pub entropy: [u8; 32],
-    /// Whether the shares device is to be mounted at [`crate::SHARES_DIR`].
-    pub shares: bool,
     /// The share that shows an image's layers, over which the scratch disk is to be laid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers: Option<String>,
@@ -256,7 +257,6 @@ mod tests {
                 realtime_ns: u64::MAX,
             },
             entropy: [7; 32],
-            shares: true,
             layers: Some("root".into()),
             interfaces: Vec::new(),
             shared_memory_bytes: None,
@@ -317,7 +317,6 @@ mod tests {
                     realtime_ns: u64::MAX,
                 },
                 entropy: [255; 32],
-                shares: true,
                 layers: Some("root".into()),
                 interfaces: interfaces.clone(),
                 shared_memory_bytes: Some(u64::MAX),

@@ -113,7 +113,7 @@ pub(crate) fn assemble(entry: &Entry, plan: &Plan) -> Result<Vec<SharedDirectory
         .map_err(|error| at("mount a tmpfs at", &base)(error.into()))?;
     let root = root_directory(plan, &base)?;
     // The guest writes to its own disk then.
-    let has_layers = matches!(plan.root, PlannedRoot::Layers(_));
+    let has_layers = plan.root.is_guests_alone();
     let mut shares = vec![SharedDirectory {
         name: plan.root_name(),
         directory: open(&root)?,
@@ -182,19 +182,17 @@ fn share(
     base: &Path,
     root: &Path,
 ) -> Result<SharedDirectory, RootfsError> {
-    let (path, exclusive) = match &export.source {
-        ExportSource::Directory(path) => (path.clone(), false),
-        ExportSource::File(path) => (lone_file(path, &base.join(&export.name), export)?, false),
+    let path = match &export.source {
+        ExportSource::Directory(path) => path.clone(),
+        ExportSource::File(path) => lone_file(path, &base.join(&export.name), export)?,
         ExportSource::Anonymous(target) => {
             let volumes = entry.directory.join("volumes");
             make(&volumes)?;
-            (
-                populate::volume(&volumes.join(&export.name), root, target)?,
-                true,
-            )
+            populate::volume(&volumes.join(&export.name), root, target)?
         }
-        ExportSource::Identity => (identity(entry, plan)?, true),
+        ExportSource::Identity => identity(entry, plan)?,
     };
+    let exclusive = export.source.is_guests_alone();
     Ok(SharedDirectory {
         name: export.name.clone(),
         directory: open(&path)?,

@@ -3,15 +3,17 @@
 #![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
 use std::collections::HashSet;
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hull_tests::hull::Hull;
-use hull_tests::process::{Output, rounds};
+use hull_tests::image::{self, Image};
+use hull_tests::process::{Output, Process, rounds};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use serde_json::{Value, json};
 
 /// What no two machines may have in common, one a line.
 const UNIQUE: &str = "cat /proc/sys/kernel/random/boot_id; hostname; \
@@ -146,6 +148,113 @@ fn starts_at_once_make_one_template_and_differ() {
         }
         only_template(&hull);
     }
+}
+
+/// All that can be told of a tree from inside; times of what no start changes.
+const TREE: &str = "stat -c '%n %A %u:%g %h' / /srv; stat -c '%n %A %u:%g %s %Y' /srv/* /home/*; \
+    ls -a / /srv; cat /etc/hostname /etc/motd; id; touch /own && ls -l /own | cut -d' ' -f1-4";
+
+/// A template's guest has its disk laid over shares that copies have others for.
+#[test]
+fn a_copy_sees_its_own_image_and_the_volumes_of_others() {
+    let Some(hull) = Hull::apart() else { return };
+    let archive = hull.path().join("other.tar");
+    // Version 2, effective: CAP_NET_BIND_SERVICE.
+    let capabilities = [[1, 0, 0, 2], [0, 4, 0, 0], [0; 4], [0; 4], [0; 4]].concat();
+    let other = Image::new().with_capable("srv/capable", &capabilities);
+    other.save_as(&archive, [("other:test", image::plain())]);
+    let load = ["load".into(), "-qi".into(), archive.into_os_string()];
+    hull.cmd(load).output().ok();
+    let image = hull.image();
+    let look = |first: &str, image: &str, more: &[&str]| {
+        let words = ["run", first, "--rm", "--hostname", "me"];
+        let command = [image, "sh", "-c", TREE];
+        hull.cmd([&words, more, &command].concat()).output().ok()
+    };
+    for more in [&[][..], &["-v", "/more", "-u", "0:50"]] {
+        let booted = [&*image, "other:test"].map(|image| look("--no-template", image, more));
+        assert!(booted[1].contains("/srv/capable") && booted[0] != booted[1]);
+        for _ in 0..2 {
+            let copied = [&*image, "other:test"].map(|image| look("--pull=never", image, more));
+            assert_eq!(copied, booted, "{more:?}");
+        }
+    }
+    // Nobody else writes to any of these, so that they all are copies of one.
+    let alone = only_template(&hull);
+    let directory = hull.path().join("volume");
+    fs::create_dir(&directory).unwrap();
+    let mount = format!("{}:/srv", directory.display());
+    let words = |script| {
+        [
+            "run", "-i", "--rm", "-v", &mount, &image, "sh", "-c", script,
+        ]
+    };
+    for round in ["first", "second"] {
+        fs::write(directory.join("file"), round).unwrap();
+        let script = "cat /srv/file; read -r line; cat /srv/file; > /srv/file";
+        let mut guest = hull.cmd(words(script)).stdin_open().spawn();
+        guest.await_stdout(round);
+        fs::write(directory.join("file"), "the host's own").unwrap();
+        guest.write("go\n");
+        guest.await_stdout("the host's own");
+        assert_eq!(guest.wait().code, 0);
+        assert_eq!(fs::read(directory.join("file")).unwrap(), b"");
+    }
+    let all = hull
+        .cmd(["template", "ls", "--format", "{{.ID}}"])
+        .output()
+        .ok();
+    assert_eq!(all.lines().count(), 2, "{all} and {alone:?}");
+}
+
+/// A bundle's root is a share: what its directory is, the guest is told of that, and not of one
+/// that the template's guest saw.
+#[test]
+fn a_bundles_root_is_the_directory_that_it_is() {
+    let Some(hull) = Hull::apart() else { return };
+    let config = hull.path().join("config.toml");
+    let oci = |words: &[&str]| {
+        let program = hull.program().with_file_name("hull-oci");
+        let root = hull.path().join("oci");
+        let argv = [program.to_str().unwrap(), "--root", root.to_str().unwrap()];
+        Process::new(argv.iter().chain(words).copied())
+            .env("HULL_CONFIG", config.to_string_lossy())
+            .env("HULL_STATE_DIR", hull.state_dir().to_string_lossy())
+            .env("HULL_RUN_DIR", hull.run_dir().to_string_lossy())
+            .output()
+    };
+    fs::write(&config, "").unwrap();
+    let bundles = ["one", "two"].map(|name| hull.path().join(name));
+    for (mode, bundle) in [0o755, 0o710].into_iter().zip(&bundles) {
+        let root = bundle.join("rootfs");
+        Image::new().unpack(&root);
+        let place = bundle.to_str().unwrap();
+        oci(&["spec", "-b", place]).ok();
+        let file = bundle.join("config.json");
+        let mut spec: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        let look = "stat -c '%A %u:%g %X %Y %Z %s %h' /; ls -a /";
+        spec["process"]["args"] = json!(["sh", "-c", look]);
+        spec["process"]["terminal"] = json!(false);
+        fs::write(&file, spec.to_string()).unwrap();
+        fs::set_permissions(&root, Permissions::from_mode(mode)).unwrap();
+    }
+    let id = format!("root-{}", std::process::id());
+    let run = || {
+        bundles.each_ref().map(|bundle| {
+            let place = bundle.to_str().unwrap();
+            oci(&["run", "-b", place, &id]).ok()
+        })
+    };
+    // Directories that each start needs are made by the first.
+    fs::write(&config, "templates = false\n").unwrap();
+    run();
+    let booted = run();
+    assert!(booted[0].starts_with("drwxr-xr-x") && booted[1].starts_with("drwx--x---"));
+    fs::write(&config, "").unwrap();
+    for _ in 0..2 {
+        assert_eq!(run(), booted);
+    }
+    only_template(&hull);
 }
 
 #[test]

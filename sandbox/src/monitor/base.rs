@@ -17,11 +17,11 @@ use hull_vmm::memory::WorkingSet;
 
 use crate::console::BootLog;
 use crate::network::{Cards, Joined};
-use crate::plan::{PlannedScratch, PlannedVm};
+use crate::plan::{Plan, PlannedScratch, PlannedVm, ROOT_NAME};
 use crate::scratch::{self, Content, ScratchError};
 use crate::store::Entry;
 use crate::sys;
-use crate::template::{self, Key, KeyError, Maker, Template, TemplateError, Templates};
+use crate::template::{self, Key, KeyError, Maker, Start, Template, TemplateError, Templates};
 
 use super::boot::{self, BootError};
 use super::guest::Guest;
@@ -78,13 +78,18 @@ pub(super) struct Base {
 
 impl Base {
     /// Finds the template for this VM, or makes it.
-    pub(super) fn find(entry: &Entry, vm: &PlannedVm, cards: Cards) -> Self {
+    pub(super) fn find(entry: &Entry, plan: &Plan, cards: Cards) -> Self {
+        let vm = &plan.vm;
         let Some(templates) = template::of(vm).filter(|_| sys::has_virtualization()) else {
             return Self::default();
         };
         let mut base = Self::default();
-        let is_first = !scratch::is_in(entry.directory());
-        match base.attempt(templates, || open_console(entry), vm, cards, is_first) {
+        let start = Start {
+            cards,
+            is_first: !scratch::is_in(entry.directory()),
+            ours_alone: plan.is_guests_alone(),
+        };
+        match base.attempt(templates, || open_console(entry), vm, start) {
             Ok(template) => base.template = template,
             // The boot will tell it better.
             Err(BaseError::Open(_) | BaseError::Key(_)) => {}
@@ -98,10 +103,9 @@ impl Base {
         templates: Templates,
         console: impl FnOnce() -> Result<BootLog, OpenError>,
         vm: &PlannedVm,
-        cards: Cards,
-        is_first: bool,
+        start: Start,
     ) -> Result<Option<Template>, BaseError> {
-        let key = Key::of(vm, cards, is_first, open_kvm(vm)?.as_fd())?;
+        let key = Key::of(vm, start, open_kvm(vm)?.as_fd())?;
         let (templates, key) = self.tried.insert((templates, key));
         if templates.given_up(key) {
             return Ok(None);
@@ -157,7 +161,12 @@ pub(super) fn build(vm: &PlannedVm) -> Result<String, BaseError> {
     let Some(templates) = template::of(vm) else {
         return Err(TemplateError::Make("this VM takes none".to_owned()).into());
     };
-    let key = Key::of(vm, Cards::default(), true, open_kvm(vm)?.as_fd())?;
+    let start = Start {
+        cards: Cards::default(),
+        is_first: true,
+        ours_alone: true,
+    };
+    let key = Key::of(vm, start, open_kvm(vm)?.as_fd())?;
     let maker = templates
         .maker()?
         .ok_or_else(|| TemplateError::Make("another process is making one".to_owned()))?;
@@ -165,10 +174,11 @@ pub(super) fn build(vm: &PlannedVm) -> Result<String, BaseError> {
     Ok(key.name())
 }
 
-/// Boots a guest, has it rehearse, and saves it with its agent idle and no share mounted; its disk
-/// is empty again by then, and mounted if copies begin with an empty one.
+/// Boots a guest, has it rehearse, and saves it with its agent idle and new shares mounted, of which
+/// it knows the names; its disk is empty again by then, and laid over them if copies begin with an
+/// empty one.
 fn make(maker: &Maker<'_>, key: &Key, console: BootLog, vm: &PlannedVm) -> Result<(), BaseError> {
-    let opened = stage(console, key.cards, vm)?;
+    let opened = stage(console, key, vm)?;
     let disk = opened.scratch.as_ref().map(File::try_clone);
     let disk = disk.transpose().map_err(RehearsalError::from)?;
     let disk = disk.filter(|_| key.has_scratch_open);
@@ -184,8 +194,8 @@ fn make(maker: &Maker<'_>, key: &Key, console: BootLog, vm: &PlannedVm) -> Resul
     agent.settle(&guest, limit)?;
     if let (Some(disk), Some(planned)) = (&disk, &vm.scratch) {
         planned.clear(disk)?;
-        agent.open_scratch(&guest, limit)?;
     }
+    agent.furnish(&guest, disk.as_ref().map(|_| ROOT_NAME), limit)?;
     let (machine, memory) = at_rest(&guest, Instant::now() + limit)?;
     let scratch = disk.as_ref().map(Content::of).transpose();
     let guest = template::SavedGuest {
@@ -197,12 +207,12 @@ fn make(maker: &Maker<'_>, key: &Key, console: BootLog, vm: &PlannedVm) -> Resul
 }
 
 /// What a guest has that belongs to nobody.
-fn stage(console: BootLog, cards: u8, vm: &PlannedVm) -> Result<Opened, BaseError> {
+fn stage(console: BootLog, key: &Key, vm: &PlannedVm) -> Result<Opened, BaseError> {
     Ok(Opened {
         kvm: open_kvm(vm)?,
-        shares: rehearsal::shares()?,
+        shares: rehearsal::shares(key.ours_alone)?,
         console,
-        network: Joined::spare(cards).map_err(RehearsalError::from)?,
+        network: Joined::spare(key.cards).map_err(RehearsalError::from)?,
         scratch: vm
             .scratch
             .as_ref()

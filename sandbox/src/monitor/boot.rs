@@ -193,7 +193,6 @@ impl Agent {
             hostname: furniture.hostname.to_owned(),
             moment: moment(guest),
             entropy: names::random(),
-            shares: true,
             layers: furniture.layers.map(str::to_owned),
             interfaces: furniture.interfaces.to_vec(),
             shared_memory_bytes: furniture.shared_memory.then_some(SHARED_MEMORY),
@@ -258,18 +257,22 @@ impl Agent {
         self.tell(guest, &request, limit, BootError::Settle)
     }
 
-    /// Has the agent do all that its guest's copies need not, and undo its setup.
+    /// Has the agent undo its guest's setup.
     pub(super) fn settle(&mut self, guest: &dyn Guest, limit: Duration) -> Result<(), BootError> {
         self.tell(guest, &Request::Settle, limit, BootError::Settle)
     }
 
-    /// Has the agent mount its guest's disk before any setup.
-    pub(super) fn open_scratch(
+    /// Has the agent do all that its guest's copies need not: mount the shares, and its guest's disk
+    /// over those with the layers.
+    pub(super) fn furnish(
         &mut self,
         guest: &dyn Guest,
+        layers: Option<&str>,
         limit: Duration,
     ) -> Result<(), BootError> {
-        self.tell(guest, &Request::OpenScratch, limit, BootError::Settle)
+        let layers = layers.map(str::to_owned);
+        let request = Request::Furnish { layers };
+        self.tell(guest, &request, limit, BootError::Settle)
     }
 
     /// Has the agent do something; if it can't, what it says is `failed`.

@@ -281,7 +281,7 @@ impl Monitor {
     fn bring_up(&mut self, plan: &Plan, view: Option<&View>) -> Result<Place, Failed> {
         let network = connect(plan, view)?;
         // A guest that is to be copied belongs to nobody, and to no container's share.
-        let mut base = Base::find(&self.entry, &plan.vm, network.cards());
+        let mut base = Base::find(&self.entry, plan, network.cards());
         let opened = open(&self.entry, plan, network, base.scratch())?;
         let scene = scene(&self.entry, plan, &opened.shares)?;
         let cgroup = enter_cgroup(plan)?;

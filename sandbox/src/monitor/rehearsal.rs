@@ -47,8 +47,8 @@ pub(crate) enum RehearsalError {
     Ended(ExitStatus),
 }
 
-/// The shares of the rehearsal, as a container has them.
-pub(super) fn shares() -> Result<Vec<SharedDirectory>, RehearsalError> {
+/// The shares of the rehearsal, as a container has them; to `ours_alone` nobody else writes.
+pub(super) fn shares(ours_alone: bool) -> Result<Vec<SharedDirectory>, RehearsalError> {
     let stage = memory()?;
     let shared = |name: &str| -> io::Result<SharedDirectory> {
         mkdirat(&stage, name, Mode::from_raw_mode(0o755))?;
@@ -57,7 +57,7 @@ pub(super) fn shares() -> Result<Vec<SharedDirectory>, RehearsalError> {
             name: name.to_owned(),
             directory: openat(&stage, name, flags, Mode::empty())?,
             read_only: false,
-            exclusive: true,
+            exclusive: ours_alone,
             known_by: KnownBy::Content,
         })
     };

@@ -96,6 +96,15 @@ impl Source {
             saved,
         })
     }
+
+    /// What the shares are to a guest from here.
+    fn role(&self) -> FsRole {
+        match self {
+            Self::Boot { saved: true, .. } => FsRole::Template,
+            Self::Copy(_) => FsRole::Copy,
+            Self::Boot { saved: false, .. } | Self::GoOn(..) => FsRole::Own,
+        }
+    }
 }
 
 /// A VM, and where the agent will dial in.
@@ -206,7 +215,7 @@ impl Vm {
             blocks: opened.scratch.into_iter().collect(),
             taps,
             fs_exports: exports.collect(),
-            fs_role: FsRole::Own,
+            fs_role: source.role(),
             fs_limits: FsLimits::default(),
             vsock_ports: BTreeMap::from([(CONTROL_PORT, dial.clone())]),
         };

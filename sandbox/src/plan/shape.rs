@@ -172,6 +172,12 @@ impl Plan {
         self.vm.scratch.as_ref().map(|_| ROOT_NAME)
     }
 
+    /// Whether nobody but its guest changes what that is shown.
+    pub(crate) fn is_guests_alone(&self) -> bool {
+        let mut exports = self.exports.iter();
+        self.root.is_guests_alone() && exports.all(|export| export.source.is_guests_alone())
+    }
+
     /// Whether it has memory that other containers of its VM may share.
     pub(crate) fn has_shared_memory(&self) -> bool {
         let glance = self.glance();
@@ -263,6 +269,13 @@ pub enum PlannedRoot {
     Directory(PathBuf),
 }
 
+impl PlannedRoot {
+    /// Whether nobody changes what the guest is shown of it but the guest, if it may.
+    pub(crate) fn is_guests_alone(&self) -> bool {
+        matches!(self, Self::Layers(_))
+    }
+}
+
 /// One name in the tree that the guest sees beside its root.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Export {
@@ -286,6 +299,13 @@ pub enum ExportSource {
     Anonymous(String),
     /// The container's own `hostname`, `hosts` and `resolv.conf`.
     Identity,
+}
+
+impl ExportSource {
+    /// Whether nobody but the guest changes it.
+    pub(crate) fn is_guests_alone(&self) -> bool {
+        matches!(self, Self::Anonymous(_) | Self::Identity)
+    }
 }
 
 /// The name of the one file that an [`ExportSource::File`] shows.

@@ -19,7 +19,7 @@ use crate::network::Cards;
 use crate::plan::PlannedVm;
 
 /// Version of all that a template holds, whatever else is equal.
-const EPOCH: u32 = 4;
+const EPOCH: u32 = 5;
 
 /// The running program, whose devices the template's guest knows.
 const OWN_PROGRAM: &str = "/proc/self/exe";
@@ -55,12 +55,25 @@ pub(crate) struct Key {
     pub(crate) cards_wait: bool,
     /// The size of its disk; none if it has no disk.
     pub(super) scratch_bytes: u64,
-    /// Its guest has the disk mounted, with nothing on it: for a container's first start.
+    /// Its guest has the disk mounted, with nothing on it, and laid over the shares: for a
+    /// container's first start.
     pub(crate) has_scratch_open: bool,
+    /// Its guest has shares mounted to which nobody else writes.
+    pub(crate) ours_alone: bool,
     pub(super) memory_bytes: u64,
     window_bytes: u64,
     /// What its memory device has room for.
     growth_bytes: u64,
+}
+
+/// What of a start shapes its guest, beside its VM.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Start {
+    pub(crate) cards: Cards,
+    /// Its disk has nothing on it yet.
+    pub(crate) is_first: bool,
+    /// Nobody else writes to what its guest is shown: other terms are agreed on then.
+    pub(crate) ours_alone: bool,
 }
 
 /// What a guest stands on that was saved while it ran: all else it has with it.
@@ -133,13 +146,8 @@ impl FileIdentity {
 }
 
 impl Key {
-    /// The key of a VM on this host, as it is now; `is_first` if its disk has nothing on it yet.
-    pub(crate) fn of(
-        vm: &PlannedVm,
-        cards: Cards,
-        is_first: bool,
-        kvm: BorrowedFd<'_>,
-    ) -> Result<Self, KeyError> {
+    /// The key of a start of a VM on this host, as it is now.
+    pub(crate) fn of(vm: &PlannedVm, start: Start, kvm: BorrowedFd<'_>) -> Result<Self, KeyError> {
         Ok(Self {
             epoch: EPOCH,
             host: host(),
@@ -149,10 +157,11 @@ impl Key {
             initrd: FileIdentity::of(&vm.initrd)?,
             cmdline: vm.cmdline.clone(),
             vcpus: vm.vcpus,
-            cards: cards.count,
-            cards_wait: cards.wait,
+            cards: start.cards.count,
+            cards_wait: start.cards.wait,
             scratch_bytes: vm.scratch.as_ref().map_or(0, |scratch| scratch.bytes),
-            has_scratch_open: is_first && vm.scratch.is_some(),
+            has_scratch_open: start.is_first && vm.scratch.is_some(),
+            ours_alone: start.ours_alone,
             memory_bytes: vm.memory_bytes,
             window_bytes: vm.window_bytes,
             growth_bytes: vm.growth_bytes,
@@ -168,7 +177,7 @@ impl Key {
             (file.modified, file.changed).hash(&mut hasher);
         }
         (&self.cmdline, self.vcpus, self.cards, self.cards_wait).hash(&mut hasher);
-        (self.scratch_bytes, self.has_scratch_open).hash(&mut hasher);
+        (self.scratch_bytes, self.has_scratch_open, self.ours_alone).hash(&mut hasher);
         (self.memory_bytes, self.window_bytes, self.growth_bytes).hash(&mut hasher);
         format!("{:016x}", hasher.finish())
     }
@@ -208,6 +217,7 @@ pub(super) fn sample(memory_bytes: u64) -> Key {
         cards_wait: false,
         scratch_bytes: 0,
         has_scratch_open: false,
+        ours_alone: false,
         memory_bytes,
         window_bytes: 0,
         growth_bytes: 0,
@@ -223,7 +233,7 @@ mod tests {
         let key = sample(64 << 20);
         assert!(is_name(&key.name()));
         assert_eq!(key.name(), key.clone().name());
-        let changes: [fn(&mut Key); 13] = [
+        let changes: [fn(&mut Key); 14] = [
             |key| key.epoch += 1,
             |key| key.host.push('x'),
             |key| key.processor += 1,
@@ -235,6 +245,7 @@ mod tests {
             |key| key.cards_wait = true,
             |key| key.scratch_bytes += 1,
             |key| key.has_scratch_open = true,
+            |key| key.ours_alone = true,
             |key| key.window_bytes += 1,
             |key| key.growth_bytes += 1,
         ];

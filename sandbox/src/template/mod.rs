@@ -38,7 +38,7 @@ use crate::settings::Settings;
 use crate::sys;
 
 use file::{FileError, Header, Kind, Saved, Stored};
-pub(crate) use key::{Ground, Key, KeyError};
+pub(crate) use key::{Ground, Key, KeyError, Start};
 
 /// The directory below the state's.
 pub(crate) const DIRECTORY: &str = "templates";

@@ -191,7 +191,7 @@ fn subject(request: &Request) -> Option<&String> {
         | Request::Freeze { id, .. } => Some(id),
         Request::Setup(_)
         | Request::Settle
-        | Request::OpenScratch
+        | Request::Furnish { .. }
         | Request::StandStill
         | Request::Network { .. }
         | Request::BecomeAnother(_)
