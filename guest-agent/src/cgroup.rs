@@ -30,15 +30,6 @@ pub(crate) struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes the group `id` below `parent` with these limits.
-    ///
-    /// # Errors
-    /// Refuses limits that the kernel refuses; nothing is left behind.
-    pub(crate) fn create(parent: &Path, id: &str, resources: &Resources) -> Result<Self, Fault> {
-        limits(resources)?;
-        Self::make(parent, id)?.limited(resources)
-    }
-
     /// Makes the group `id` below `parent`, without limits.
     ///
     /// # Errors
@@ -59,17 +50,12 @@ impl Cgroup {
         Ok(Self { path, directory })
     }
 
-    /// A group that was just made, with these limits.
+    /// Gives a group that was just made its limits.
     ///
     /// # Errors
-    /// As [`Self::create`].
-    pub(crate) fn limited(self, resources: &Resources) -> Result<Self, Fault> {
-        let set = limits(resources).and_then(|files| self.set(&files));
-        if let Err(fault) = set {
-            self.remove();
-            return Err(fault);
-        }
-        Ok(self)
+    /// Refuses limits that the kernel refuses; those set before such a one stay.
+    pub(crate) fn limit(&self, resources: &Resources) -> Result<(), Fault> {
+        self.set(&limits(resources)?)
     }
 
     /// Changes its limits while it is in use.
@@ -194,8 +180,15 @@ impl OomWatch {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let events =
             rustix::fs::openat(&group.directory, "memory.events", flags, Mode::empty()).ok()?;
-        // Never read, it is news to the first poll.
-        Some(Self { events, seen: 0 })
+        let mut watch = Self { events, seen: 0 };
+        // Never read, it would be news to the first poll.
+        watch.read()?;
+        Some(watch)
+    }
+
+    /// How many killings there were when it was last looked at.
+    pub(crate) fn seen(&self) -> u64 {
+        self.seen
     }
 
     /// What to poll, for `PRI`.
@@ -205,13 +198,22 @@ impl OomWatch {
 
     /// The count of killings, if it has grown.
     pub(crate) fn news(&mut self) -> Option<u64> {
+        let at_once = Timespec::default();
+        let mut fds = [PollFd::new(&self.events, PollFlags::PRI)];
+        if let Ok(0) = poll(&mut fds, Some(&at_once)) {
+            return None;
+        }
+        let before = self.seen;
+        let now = self.read()?;
+        (now > before).then_some(now)
+    }
+
+    fn read(&mut self) -> Option<u64> {
         let mut text = [0; 512];
         let count = rustix::io::pread(&self.events, &mut text, 0).ok()?;
         let text = str::from_utf8(text.get(..count)?).ok()?;
-        let kills = count_of(text, "oom_kill");
-        let grown = kills > self.seen;
-        self.seen = kills;
-        grown.then_some(kills)
+        self.seen = count_of(text, "oom_kill");
+        Some(self.seen)
     }
 }
 

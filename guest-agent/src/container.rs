@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use hull_proto::{CgroupStats, ContainerStart, ExecStart, OciJson, ProcessPage};
+use hull_proto::{CgroupStats, ContainerStart, ExecStart, ProcessPage};
 use rustix::process::Pid;
 
 use crate::cgroup::{self, Cgroup, OomWatch};
@@ -17,8 +17,10 @@ use crate::log::say;
 use crate::namespaces::Namespaces;
 use crate::processes;
 use crate::seccomp::Filter;
+use crate::spare::{Habit, Spare};
 use crate::spawn::{self, Born, Start};
-use crate::spec::{Process, Resources};
+use crate::spec::{self, Process, Resources};
+use crate::stage::Scenery;
 use crate::sys;
 
 /// How long processes may take to stand still: one may be deep in the kernel.
@@ -39,6 +41,8 @@ pub(crate) struct Container {
     cgroup: Option<Cgroup>,
     enter: u64,
     own_pids: bool,
+    /// Whether its process ids began with its first process.
+    began_pids: bool,
     filter: Option<Filter>,
     runs: bool,
 }
@@ -76,8 +80,12 @@ pub(crate) struct Containers {
     all: BTreeMap<String, Container>,
     cgroups: Option<PathBuf>,
     delegated: bool,
-    /// Made in advance, for the next container.
+    /// Made in advance, for the next container: its cgroup, or its first process in that.
     first: Option<Cgroup>,
+    spare: Option<Spare>,
+    kept: Option<Cgroup>,
+    /// What the first container asked for.
+    habit: Option<Habit>,
     leftover: Vec<Cgroup>,
 }
 
@@ -101,36 +109,41 @@ impl Containers {
     /// Refuses names in use and specs that can't be met; nothing is left behind.
     pub(crate) fn start(&mut self, start: &ContainerStart) -> Result<Born, Fault> {
         self.check_name(&start.id)?;
-        let asked = Start {
-            spec: read(&start.spec)?,
-            init: start.init,
-            hold: start.hold,
-        };
-        let spec = &asked.spec;
-        let process = spec
-            .process
-            .as_ref()
-            .ok_or_else(|| Fault::refused("the spec names no process"))?;
+        let asked = Start::of(start)?;
+        let (spec, process) = (&asked.spec, asked.process()?);
         if let Some(field) = process.unsupported().or(spec.linux.unsupported()) {
             return Err(Fault::refused(format!("{field} is not supported")));
         }
         let namespaces = Namespaces::of(&spec.linux)?;
-        let filter = spec.linux.seccomp.as_ref().map(Filter::of).transpose()?;
-        let cgroup = self.make_cgroup(&start.id, &spec.linux.resources)?;
-        let born = spawn::first(
-            &asked,
-            process,
-            &namespaces,
-            cgroup.as_ref(),
-            filter.clone(),
-        );
-        let (born, pidfd) = match born {
-            Ok(born) => born,
-            Err(fault) => {
-                self.leftover.extend(cgroup);
-                return Err(fault);
+        let filter = asked.filter()?;
+        self.sweep();
+        let (born, pidfd, cgroup) = match self.order_spare(start, &asked, &namespaces)? {
+            Some(spare) => {
+                let (mut born, pidfd, cgroup) = spare.into_parts();
+                born.pipes = born.pipes.filter(|_| !process.terminal);
+                (born, pidfd, Some(cgroup))
+            }
+            None => {
+                let cgroup = self.make_cgroup(&start.id, &spec.linux.resources)?;
+                let group = cgroup.as_ref();
+                match spawn::first(&asked, process, &namespaces, group, filter.clone()) {
+                    Ok((mut born, pidfd)) => {
+                        born.oom_watch = group.and_then(OomWatch::of);
+                        (born, pidfd, cgroup)
+                    }
+                    Err(fault) => {
+                        self.leftover.extend(cgroup);
+                        return Err(fault);
+                    }
+                }
             }
         };
+        if self.habit.is_none() && namespaces.are_any_containers() {
+            self.habit = Some(Habit {
+                namespaces: namespaces.clone(),
+                scenery: Scenery::of(spec),
+            });
+        }
         self.all.insert(
             start.id.clone(),
             Container {
@@ -139,11 +152,55 @@ impl Containers {
                 cgroup,
                 enter: namespaces.to_enter(),
                 own_pids: namespaces.has_pid(),
+                began_pids: namespaces.begins_pids(),
                 filter,
                 runs: false,
             },
         );
         Ok(born)
+    }
+
+    /// Has the spare process, if there is one that fits, be the container's first.
+    fn order_spare(
+        &mut self,
+        start: &ContainerStart,
+        asked: &Start,
+        namespaces: &Namespaces,
+    ) -> Result<Option<Spare>, Fault> {
+        let Some(spare) = self.spare.take() else {
+            return Ok(None);
+        };
+        if !spare.fits(namespaces) {
+            self.discard(spare);
+            return Ok(None);
+        }
+        let limited = spare.cgroup().limit(&asked.spec.linux.resources);
+        match limited.map(|()| spare.order(start)) {
+            Ok(Ok(())) => Ok(Some(spare)),
+            // It has died: the container gets one of its own.
+            Ok(Err(fault)) => {
+                say(&fault);
+                self.discard(spare);
+                Ok(None)
+            }
+            Err(fault) => {
+                self.discard(spare);
+                Err(fault)
+            }
+        }
+    }
+
+    fn discard(&mut self, spare: Spare) {
+        spare.cgroup().kill();
+        let (_, _, cgroup) = spare.into_parts();
+        self.leftover.push(cgroup);
+    }
+
+    /// Lets go of the spare process: what was mounted since it was made is not in its sight.
+    pub(crate) fn discard_spare(&mut self) {
+        if let Some(spare) = self.spare.take() {
+            self.discard(spare);
+        }
     }
 
     fn check_name(&self, id: &str) -> Result<(), Fault> {
@@ -166,14 +223,19 @@ impl Containers {
     }
 
     fn make_cgroup(&mut self, id: &str, resources: &Resources) -> Result<Option<Cgroup>, Fault> {
-        self.sweep();
-        if let Some(first) = self.first.take() {
-            return first.limited(resources).map(Some);
-        }
-        let Some(parent) = self.parent() else {
-            return Ok(None);
+        let group = match (self.first.take(), self.parent()) {
+            (Some(first), _) => first,
+            (None, Some(parent)) => Cgroup::make(&parent, id)?,
+            (None, None) => return Ok(None),
         };
-        Cgroup::create(&parent, id, resources).map(Some)
+        let limited = group.limit(resources);
+        match limited {
+            Ok(()) => Ok(Some(group)),
+            Err(fault) => {
+                self.leftover.push(group);
+                Err(fault)
+            }
+        }
     }
 
     /// Where the containers' cgroups are made, able to hand on every controller.
@@ -190,18 +252,31 @@ impl Containers {
         Some(parent)
     }
 
-    /// Makes the cgroup of the next container in advance, and one that stays for good: when a first
-    /// one is made, and when the last one goes, the kernel patches its own code, which copies of
-    /// this guest share.
+    /// Makes the next container's cgroup and first process in advance, the latter if there was a
+    /// container before, and a cgroup that stays for good: when a first one is made, and when the
+    /// last one goes, the kernel patches its own code, which copies of this guest share.
     ///
     /// # Errors
     /// If the kernel refuses.
     pub(crate) fn prepare(&mut self) -> Result<(), Fault> {
-        if self.first.is_none()
-            && let Some(parent) = self.parent()
-        {
-            Cgroup::make(&parent, KEPT)?;
-            self.first = Some(Cgroup::make(&parent, FIRST)?);
+        if self.first.is_some() || self.spare.is_some() {
+            return Ok(());
+        }
+        let Some(parent) = self.parent() else {
+            return Ok(());
+        };
+        self.kept = Some(Cgroup::make(&parent, KEPT)?);
+        let first = Cgroup::make(&parent, FIRST)?;
+        let Some(habit) = &self.habit else {
+            self.first = Some(first);
+            return Ok(());
+        };
+        match Spare::make(habit, first) {
+            Ok(spare) => self.spare = Some(spare),
+            Err((fault, first)) => {
+                self.leftover.push(first);
+                return Err(fault);
+            }
         }
         Ok(())
     }
@@ -216,7 +291,7 @@ impl Containers {
             .get(&start.id)
             .filter(|container| container.runs)
             .ok_or_else(|| Fault::refused(format!("container {} is not running", start.id)))?;
-        let process: Process = read(&start.process)?;
+        let process: Process = spec::read(&start.process)?;
         if let Some(field) = process.unsupported() {
             return Err(Fault::refused(format!("{field} is not supported")));
         }
@@ -235,11 +310,6 @@ impl Containers {
     pub(crate) fn oom_kills(&self, id: &str) -> u64 {
         let group = self.all.get(id).and_then(Container::cgroup);
         group.map_or(0, Cgroup::oom_kills)
-    }
-
-    /// Watches for killings in the container for want of memory.
-    pub(crate) fn oom_watch(&self, id: &str) -> Option<OomWatch> {
-        OomWatch::of(self.all.get(id)?.cgroup()?)
     }
 
     /// What a container has used and may use.
@@ -337,6 +407,10 @@ impl Containers {
     /// Clears up if this process, which has ended, was a container's first: the rest of the
     /// container ends with it.
     pub(crate) fn ended(&mut self, pid: Pid) {
+        if self.spare.as_ref().is_some_and(|spare| spare.pid() == pid) {
+            self.discard_spare();
+            return;
+        }
         let name = self
             .all
             .iter()
@@ -345,7 +419,11 @@ impl Containers {
         if let Some(container) = name.and_then(|name| self.all.remove(&name))
             && let Some(group) = container.cgroup
         {
-            group.kill();
+            // The first of a pid namespace of its own is reaped after all others in there have
+            // ended (pid_namespaces(7)).
+            if !container.began_pids {
+                group.kill();
+            }
             self.leftover.push(group);
         }
     }
@@ -367,22 +445,18 @@ impl Containers {
         }
     }
 
-    /// Kills every container.
-    pub(crate) fn kill_all(&self) {
+    /// Kills every container, and takes back what was made in advance.
+    pub(crate) fn end_all(&mut self) {
         self.all.keys().for_each(|id| self.kill(id));
+        self.discard_spare();
+        self.leftover.extend(self.first.take());
+        self.leftover.extend(self.kept.take());
     }
 
     /// Removes the cgroups of ended containers whose last process is gone by now.
     pub(crate) fn sweep(&mut self) {
         self.leftover.retain(|group| !group.remove());
     }
-}
-
-/// Reads a document of the runtime spec.
-fn read<T: serde::de::DeserializeOwned>(document: &OciJson) -> Result<T, Fault> {
-    document
-        .read()
-        .map_err(|error| Fault::refused(format!("the spec can't be read: {error}")))
 }
 
 #[cfg(test)]

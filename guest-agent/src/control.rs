@@ -116,7 +116,7 @@ impl Control {
 
     fn answer(&mut self, request: &Request, containers: &mut Containers) -> Wish {
         let done = match request {
-            Request::Setup(setup) => self.set_up(setup).map(|()| Reply::Ok),
+            Request::Setup(setup) => self.set_up(setup, containers).map(|()| Reply::Ok),
             Request::Network {
                 interfaces,
                 resolver,
@@ -128,7 +128,9 @@ impl Control {
                 .map(|()| Reply::Ok),
             Request::Network { .. } => Ok(Reply::Ok),
             Request::Settle => self.settle(containers).map(|()| Reply::Ok),
-            Request::Furnish { layers } => self.make_ready(layers.as_deref()).map(|()| Reply::Ok),
+            Request::Furnish { layers } => self
+                .make_ready(layers.as_deref(), containers)
+                .map(|()| Reply::Ok),
             Request::Ping => Ok(Reply::Ok),
             Request::Stats { id } => containers.stats(id).map(|stats| Reply::Stats(stats.into())),
             Request::Processes { id, after } => {
@@ -164,7 +166,7 @@ impl Control {
         }
     }
 
-    fn set_up(&mut self, setup: &Setup) -> Result<(), Fault> {
+    fn set_up(&mut self, setup: &Setup, containers: &mut Containers) -> Result<(), Fault> {
         if let Some(flaw) = self.flaw.take() {
             return Err(flaw);
         }
@@ -173,17 +175,22 @@ impl Control {
         }
         identity::be(&setup.hostname, setup.moment, &setup.entropy)?;
         network::make(&setup.interfaces)?;
-        self.furnish(setup.layers.as_deref())?;
+        let mut is_new = self.furnish(setup.layers.as_deref())?;
         if let Some(size) = setup.shared_memory_bytes {
             mount_shared_memory(size)?;
+            is_new = true;
+        }
+        if is_new {
+            containers.discard_spare();
         }
         Ok(())
     }
 
     /// Mounts what the guest wasn't saved with: the shares, and the scratch disk over those with
-    /// the layers.
-    fn furnish(&mut self, layers: Option<&str>) -> Result<(), Fault> {
-        if !self.has_shares {
+    /// the layers. Says whether there was anything.
+    fn furnish(&mut self, layers: Option<&str>) -> Result<bool, Fault> {
+        let had_shares = self.has_shares;
+        if !had_shares {
             mount_shares()?;
             self.has_shares = true;
         }
@@ -192,17 +199,21 @@ impl Control {
                 scratch::open()?;
                 scratch::lay_over(layers)?;
                 self.layers = Some(layers.to_owned());
-                Ok(())
+                Ok(true)
             }
-            (wanted, laid) if wanted == laid => Ok(()),
+            (wanted, laid) if wanted == laid => Ok(!had_shares),
             _ => Err(Fault::refused("the scratch disk is laid over other layers")),
         }
     }
 
     /// Does all that no copy of this guest is to do again.
-    fn make_ready(&mut self, layers: Option<&str>) -> Result<(), Fault> {
+    fn make_ready(
+        &mut self,
+        layers: Option<&str>,
+        containers: &mut Containers,
+    ) -> Result<(), Fault> {
         if !self.owns_guest {
-            return Ok(());
+            return containers.prepare();
         }
         self.furnish(layers)?;
         // The kernel says that they are mounted before it has heard how from the host.
@@ -210,11 +221,11 @@ impl Control {
         if layers.is_some() {
             scratch::write_out()?;
         }
+        containers.prepare()?;
         report_free_memory()
     }
 
-    /// Leaves nothing of a setup behind but what the kernel and this process keep for the next,
-    /// and makes what the next container begins in.
+    /// Leaves nothing of a setup behind but what the kernel and this process keep for the next.
     fn settle(&mut self, containers: &mut Containers) -> Result<(), Fault> {
         if let Some(flaw) = &self.flaw {
             return Err(flaw.clone());
@@ -232,7 +243,7 @@ impl Control {
             }
             self.has_shares = false;
         }
-        containers.prepare()
+        Ok(())
     }
 
     /// Ends every process and makes what they wrote durable.

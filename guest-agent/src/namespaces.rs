@@ -24,7 +24,7 @@ const NEWNET: u64 = NamespaceKind::Network as u64;
 const NEWTIME: u64 = NamespaceKind::Time as u64;
 
 /// The namespaces of a container to be made.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Namespaces {
     new: u64,
     joined: Vec<(u64, PathBuf)>,
@@ -65,6 +65,11 @@ impl Namespaces {
         Ok(asked)
     }
 
+    /// Whether all of them are new and can be made before the container is known.
+    pub(crate) fn are_any_containers(&self) -> bool {
+        self.joined.is_empty() && self.pid.is_none() && !self.has_user()
+    }
+
     /// What clone3 is to make.
     pub(crate) fn clone_flags(&self) -> u64 {
         self.new & !NEWCGROUP
@@ -80,6 +85,11 @@ impl Namespaces {
     /// Whether the container's processes are in another pid namespace than the agent.
     pub(crate) fn has_pid(&self) -> bool {
         self.new & NEWPID != 0 || self.pid.is_some()
+    }
+
+    /// Whether they are in one that begins with the container's first process.
+    pub(crate) fn begins_pids(&self) -> bool {
+        self.new & NEWPID != 0
     }
 
     /// Whether the container has a host name that isn't the guest's.

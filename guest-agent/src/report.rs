@@ -17,7 +17,7 @@ use rustix::net::{
 use crate::fault::Fault;
 
 /// Largest packet, in bytes: a failure as JSON with every character escaped.
-const MAX_PACKET: usize = 32 * 1024;
+pub(crate) const MAX_PACKET: usize = 32 * 1024;
 
 const TERMINAL: &[u8] = b"terminal";
 const EXECUTING: &[u8] = b"executing";
@@ -57,13 +57,58 @@ pub(crate) fn line() -> Result<(OwnedFd, OwnedFd), Errno> {
 /// If the line closes instead: it never will be.
 pub(crate) fn wait_for_go(line: BorrowedFd<'_>) -> Result<(), Errno> {
     let _ = rustix::net::send(line, WAITING, SendFlags::NOSIGNAL);
-    let mut word = [0u8; 2];
+    receive(line, &mut [0; 2])
+}
+
+/// The largest packet of orders, in bytes: what a socket takes at once.
+const MAX_PART: usize = 64 * 1024;
+
+/// Hands a process that waits for them its orders: two texts.
+///
+/// # Errors
+/// If it is gone.
+pub(crate) fn order(line: BorrowedFd<'_>, orders: [&[u8]; 2]) -> Result<(), Errno> {
+    for text in orders {
+        let length = (text.len() as u64).to_le_bytes();
+        for part in std::iter::once(length.as_slice()).chain(text.chunks(MAX_PART)) {
+            // The other side does nothing but take them.
+            while let Err(errno) = rustix::net::send(line, part, SendFlags::NOSIGNAL) {
+                if errno != Errno::INTR {
+                    return Err(errno);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Waits for orders.
+///
+/// # Errors
+/// If the line closes instead: there are none to come.
+pub(crate) fn wait_for_orders(line: BorrowedFd<'_>) -> Result<[Vec<u8>; 2], Errno> {
+    Ok([receive_text(line)?, receive_text(line)?])
+}
+
+fn receive_text(line: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
+    let mut length = [0; 8];
+    receive(line, &mut length)?;
+    let length = usize::try_from(u64::from_le_bytes(length)).map_err(|_| Errno::NOMEM)?;
+    let mut text = vec![0; length];
+    for part in text.chunks_mut(MAX_PART) {
+        receive(line, part)?;
+    }
+    Ok(text)
+}
+
+/// Takes one packet, which is as long as `part`, by read(2): what a system call filter lets every
+/// program do.
+fn receive(line: BorrowedFd<'_>, part: &mut [u8]) -> Result<(), Errno> {
     loop {
-        // read(2): what a system call filter lets every program do.
-        match rustix::io::read(line, &mut word) {
+        match rustix::io::read(line, &mut *part) {
             Err(Errno::INTR) => {}
-            Ok(0) => return Err(Errno::PIPE),
-            other => return other.map(drop),
+            Ok(length) if length == part.len() => return Ok(()),
+            other => return other.and(Err(Errno::PIPE)),
         }
     }
 }
@@ -103,17 +148,17 @@ pub(crate) fn hand_over(line: BorrowedFd<'_>, master: BorrowedFd<'_>) -> Result<
     sendmsg(line, &data, &mut ancillary, SendFlags::NOSIGNAL).map(drop)
 }
 
-/// The next word of the child.
+/// The next word of the child, taken into `packet`, which must have room for any
+/// ([`MAX_PACKET`]).
 ///
 /// # Errors
 /// EAGAIN until there is one.
-pub(crate) fn hear(line: &OwnedFd) -> Result<Word, Errno> {
-    let mut packet = vec![0; MAX_PACKET];
+pub(crate) fn hear(line: &OwnedFd, packet: &mut [u8]) -> Result<Word, Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
     let length = {
-        let mut data = [IoSliceMut::new(&mut packet)];
+        let mut data = [IoSliceMut::new(packet)];
         recvmsg(line.as_fd(), &mut data, &mut ancillary, flags)?.bytes
     };
     let mut fds = ancillary

@@ -40,9 +40,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// If the process can't be made, or its address is taken.
 pub(crate) fn start() -> Result<(), Fault> {
     let born = spawn::beside(serve)?;
+    let mut packet = vec![0; report::MAX_PACKET];
     let mut serves = false;
     loop {
-        match report::hear(&born.line) {
+        match report::hear(&born.line, &mut packet) {
             Ok(Word::Executing) => serves = true,
             Ok(Word::Failed(failure)) => return Err(Fault::internal(failure.message)),
             Ok(Word::Closed) if serves => return Ok(()),

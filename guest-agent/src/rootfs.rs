@@ -16,6 +16,10 @@ use crate::fault::{Fault, Tried};
 use crate::mounts::{self, Options};
 use crate::resolve::{self, Target};
 use crate::spec::{Device, DeviceKind, Mount, Spec};
+use crate::stage::Stage;
+
+/// Where devices are.
+pub(crate) const DEV: &str = "/dev";
 
 /// The devices that every container has, besides the terminal's (runtime spec, default devices).
 const DEVICES: &[(&str, u32, u32)] = &[
@@ -49,37 +53,56 @@ pub(crate) fn bind_root(spec: &Spec) -> Result<OwnedFd, Fault> {
     rustix::fs::open(path, flags, Mode::empty()).or_refuse(what)
 }
 
-/// Makes the spec's mounts and devices inside `root`.
+/// Makes the spec's mounts and devices inside `root`: with a stage, what is left beside that.
 ///
 /// # Errors
 /// Refuses what can't be mounted or made, by name.
-pub(crate) fn furnish(root: BorrowedFd<'_>, spec: &Spec) -> Result<(), Fault> {
+pub(crate) fn furnish(
+    root: BorrowedFd<'_>,
+    spec: &Spec,
+    staged: Option<&(&Stage<'_>, Vec<&Mount>)>,
+) -> Result<(), Fault> {
     let all = &spec.mounts;
-    for mount in all {
-        place(root, mount).or_refuse(|| format!("cannot mount {}", mount.destination.display()))?;
+    let make = |mount: &Mount| place(root, mount).or_refuse(|| cannot_mount(&mount.destination));
+    match staged {
+        Some((stage, rest)) => {
+            stage.strike(root)?;
+            rest.iter().try_for_each(|mount| make(mount))?;
+        }
+        None => all.iter().try_for_each(make)?,
     }
     let dev_is_bound = all
         .iter()
-        .any(|mount| mount.destination == Path::new("/dev") && options_of(mount).bind.is_some());
+        .any(|mount| mount.destination == Path::new(DEV) && options_of(mount).bind.is_some());
     if dev_is_bound {
         return Ok(());
     }
-    let dev = resolve::ensure_dir(root, Path::new("/dev")).or_refuse(|| "cannot open /dev")?;
-    for &(name, major, minor) in DEVICES {
-        make_node(
-            dev.as_fd(),
-            name,
-            FileType::CharacterDevice,
-            (major, minor),
-            0o666,
-        )
-        .or_refuse(|| format!("cannot make /dev/{name}"))?;
+    let dev = resolve::ensure_dir(root, Path::new(DEV)).or_refuse(|| "cannot open /dev")?;
+    if !staged.is_some_and(|(stage, _)| stage.has_devices()) {
+        make_default_devices(dev.as_fd())?;
     }
     for device in &spec.linux.devices {
         make_device(root, device).or_refuse(|| format!("cannot make {}", device.path.display()))?;
     }
+    Ok(())
+}
+
+/// Why there is no container.
+pub(crate) fn cannot_mount(destination: &Path) -> String {
+    format!("cannot mount {}", destination.display())
+}
+
+/// Makes in `dev` what every container has there and it hasn't.
+///
+/// # Errors
+/// Refuses what can't be made, by name.
+pub(crate) fn make_default_devices(dev: BorrowedFd<'_>) -> Result<(), Fault> {
+    for &(name, major, minor) in DEVICES {
+        make_node(dev, name, FileType::CharacterDevice, (major, minor), 0o666)
+            .or_refuse(|| format!("cannot make /dev/{name}"))?;
+    }
     for (name, target) in LINKS {
-        match rustix::fs::symlinkat(*target, &dev, *name) {
+        match rustix::fs::symlinkat(*target, dev, *name) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(errno).or_refuse(|| format!("cannot make /dev/{name}")),
         }
@@ -87,7 +110,8 @@ pub(crate) fn furnish(root: BorrowedFd<'_>, spec: &Spec) -> Result<(), Fault> {
     Ok(())
 }
 
-fn options_of(mount: &Mount) -> Options {
+/// A mount's options, as the specification has them.
+pub(crate) fn options_of(mount: &Mount) -> Options {
     let mut options = Options::parse(&mount.options);
     if mount.kind.as_deref() == Some("bind") && options.bind.is_none() {
         options.bind = Some(false);
@@ -95,7 +119,24 @@ fn options_of(mount: &Mount) -> Options {
     options
 }
 
-fn place(root: BorrowedFd<'_>, mount: &Mount) -> Result<(), Errno> {
+/// The file system of a mount that is none of something there is.
+///
+/// # Errors
+/// Refuses a mount that names none.
+pub(crate) fn kind_of(mount: &Mount) -> Result<&str, Errno> {
+    match mount.kind.as_deref() {
+        // The spec's name for "the host's cgroups", of which the guest has one kind.
+        Some("cgroup") => Ok("cgroup2"),
+        Some(kind) => Ok(kind),
+        None => Err(Errno::NODEV),
+    }
+}
+
+/// Makes one mount inside `root`.
+///
+/// # Errors
+/// What the kernel refuses.
+pub(crate) fn place(root: BorrowedFd<'_>, mount: &Mount) -> Result<(), Errno> {
     let mut options = options_of(mount);
     let source = mount.source.as_deref().unwrap_or(Path::new(""));
     if let Some(recursive) = options.bind {
@@ -113,12 +154,7 @@ fn place(root: BorrowedFd<'_>, mount: &Mount) -> Result<(), Errno> {
         let (target, _) = resolve::ensure(root, &mount.destination, target)?;
         return mounts::attach(copy.as_fd(), target.as_fd());
     }
-    let kind = match mount.kind.as_deref() {
-        // The spec's name for "the host's cgroups", of which the guest has one kind.
-        Some("cgroup") => "cgroup2",
-        Some(kind) => kind,
-        None => return Err(Errno::NODEV),
-    };
+    let kind = kind_of(mount)?;
     let (target, existed) = directory_for(root, kind, &mount.destination)?;
     if kind == "tmpfs" && existed && !options.has("mode") {
         let mode = rustix::fs::fstat(&target)?.st_mode & 0o7777;
@@ -134,8 +170,16 @@ fn place(root: BorrowedFd<'_>, mount: &Mount) -> Result<(), Errno> {
     mounts::attach(new.as_fd(), target.as_fd())
 }
 
-/// A target for proc or sysfs must not be reached through any link: masks are laid by name.
-fn directory_for(root: BorrowedFd<'_>, kind: &str, path: &Path) -> Result<(OwnedFd, bool), Errno> {
+/// The directory for a file system, and whether it was there before. A target for proc or sysfs must
+/// not be reached through any link: masks are laid by name.
+///
+/// # Errors
+/// As openat2(2) has them.
+pub(crate) fn directory_for(
+    root: BorrowedFd<'_>,
+    kind: &str,
+    path: &Path,
+) -> Result<(OwnedFd, bool), Errno> {
     let found = resolve::ensure(root, path, Target::Directory)?;
     if matches!(kind, "proc" | "sysfs") {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
@@ -300,33 +344,51 @@ impl Covers {
     }
 }
 
-/// Lays the spec's restrictions over the root this process is now in.
+/// Lays the spec's restrictions over the root this process is now in: `covers` where they aren't yet.
 ///
 /// # Errors
 /// Refuses paths that can't be covered; those that don't exist need no cover.
-pub(crate) fn restrict(spec: &Spec, covers: &mut Covers) -> Result<(), Fault> {
+pub(crate) fn restrict(spec: &Spec, covers: Option<Covers>) -> Result<(), Fault> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root =
         rustix::fs::openat(CWD, c"/", flags, Mode::empty()).or_internal(|| "cannot open /")?;
-    let linux = &spec.linux;
-    for path in distinct(&linux.readonly_paths) {
-        each(&root, &path, |target| {
+    if let Some(mut covers) = covers {
+        let linux = &spec.linux;
+        cover(
+            root.as_fd(),
+            &linux.readonly_paths,
+            &linux.masked_paths,
+            &mut covers,
+        )?;
+    }
+    if spec.root.as_ref().is_some_and(|root| root.readonly) {
+        mounts::make_read_only(root.as_fd(), false)
+            .or_refuse(|| "cannot make the root read-only")?;
+    }
+    Ok(())
+}
+
+/// Makes some paths inside `root` read-only and hides others.
+///
+/// # Errors
+/// As [`restrict`].
+pub(crate) fn cover(
+    root: BorrowedFd<'_>,
+    read_only: &[String],
+    masked: &[String],
+    covers: &mut Covers,
+) -> Result<(), Fault> {
+    for path in distinct(read_only) {
+        each(root, &path, |target| {
             let copy = mounts::copy_of_place(target, true)?;
             mounts::make_read_only(copy.as_fd(), true)?;
             mounts::attach(copy.as_fd(), target)
         })
         .or_refuse(|| format!("cannot make {} read-only", path.display()))?;
     }
-    for path in distinct(&linux.masked_paths) {
-        each(&root, &path, |target| covers.cover(target))
+    for path in distinct(masked) {
+        each(root, &path, |target| covers.cover(target))
             .or_refuse(|| format!("cannot mask {}", path.display()))?;
-    }
-    restrict_root(spec, root.as_fd())
-}
-
-fn restrict_root(spec: &Spec, root: BorrowedFd<'_>) -> Result<(), Fault> {
-    if spec.root.as_ref().is_some_and(|root| root.readonly) {
-        mounts::make_read_only(root, false).or_refuse(|| "cannot make the root read-only")?;
     }
     Ok(())
 }
@@ -341,11 +403,11 @@ fn distinct(paths: &[String]) -> Vec<PathBuf> {
 }
 
 fn each(
-    root: &OwnedFd,
+    root: BorrowedFd<'_>,
     path: &Path,
     change: impl FnOnce(BorrowedFd<'_>) -> Result<(), Errno>,
 ) -> Result<(), Errno> {
-    match resolve::find(root.as_fd(), path) {
+    match resolve::find(root, path) {
         Ok(target) => change(target.as_fd()),
         Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => Ok(()),
         Err(other) => Err(other),

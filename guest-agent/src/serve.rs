@@ -65,7 +65,7 @@ impl Server {
 
     /// Ends every container and waits until all are gone.
     pub(crate) fn end_all(&mut self) {
-        self.containers.kill_all();
+        self.containers.end_all();
         while let Some((pid, _)) = reaper::wait() {
             self.containers.ended(pid);
         }

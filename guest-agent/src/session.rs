@@ -146,7 +146,7 @@ impl Session {
         match event {
             Event::Incoming => self.receive(containers, space),
             Event::Outgoing => self.flush(),
-            Event::Line => self.hear(containers),
+            Event::Line => self.hear(containers, space),
             Event::Memory => self.tell_of_oom(),
             Event::Input => {
                 let done = self.relay.write_input();
@@ -229,21 +229,17 @@ impl Session {
             Spawn::Exec(start) => (start.id.as_str(), containers.exec(start)),
             Spawn::Connect { port } => ("", connect::to(*port)),
         };
-        let is_first = matches!(spawn, Spawn::Container(_));
-        let adopted = born.and_then(|born| self.adopt(id, born, is_first, containers));
+        let adopted = born.and_then(|born| self.adopt(id, born, containers));
         if let Err(fault) = adopted {
             self.say_last(&Frame::Failed(fault.into_failure()));
         }
     }
 
-    fn adopt(
-        &mut self,
-        id: &str,
-        born: Born,
-        is_first: bool,
-        containers: &Containers,
-    ) -> Result<(), Fault> {
-        let oom_watch = is_first.then(|| containers.oom_watch(id)).flatten();
+    fn adopt(&mut self, id: &str, born: Born, containers: &Containers) -> Result<(), Fault> {
+        let oom_kills_before = match &born.oom_watch {
+            Some(watch) => watch.seen(),
+            None => containers.oom_kills(id),
+        };
         if let Some(pipes) = born.pipes {
             self.relay
                 .adopt_pipes(pipes)
@@ -258,16 +254,16 @@ impl Session {
             failure: None,
             exit: None,
             drain_until: None,
-            oom_kills_before: containers.oom_kills(id),
-            oom_watch,
+            oom_kills_before,
+            oom_watch: born.oom_watch,
         });
         Ok(())
     }
 
-    fn hear(&mut self, containers: &mut Containers) {
+    fn hear(&mut self, containers: &mut Containers, space: &mut [u8]) {
         let Some(life) = &mut self.life else { return };
         let Some(line) = &life.line else { return };
-        match report::hear(line) {
+        match report::hear(line, space) {
             Ok(Word::Terminal(master)) => {
                 if !self.gone && self.relay.adopt_terminal(master).is_err() {
                     self.refuse(Fault::internal("cannot adopt the terminal"));

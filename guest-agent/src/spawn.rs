@@ -7,25 +7,30 @@
 //! agent   pipes, line ── clone3 ──► (user namespace: maps, "go") ── polls the line …
 //! child                 └─ close all else, setsid, namespaces, root, terminal, limits, execve
 //! ```
+//!
+//! A spare one does so, too, and waits for its orders where its namespaces are made.
 
 use std::convert::Infallible;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use hull_proto::ContainerStart;
 use rustix::fs::{Mode, OFlags};
 use rustix::net::RecvFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Pid;
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, OomWatch};
 use crate::container::Container;
 use crate::fault::{Fault, Tried};
 use crate::namespaces::{self, Namespaces};
 use crate::process::{Becoming, Streams, become_command, set_oom_score};
 use crate::rootfs::{self, Covers};
 use crate::seccomp::Filter;
-use crate::spec::{Process, Spec};
+use crate::spare::{Habit, Orders};
+use crate::spec::{self, Process, Spec};
+use crate::stage::Stage;
 use crate::sys::{self, Forked};
 use crate::{report, tty};
 
@@ -40,6 +45,37 @@ pub(crate) struct Start {
     pub(crate) hold: bool,
 }
 
+impl Start {
+    /// Reads what the host sent.
+    ///
+    /// # Errors
+    /// Refuses a spec that isn't one.
+    pub(crate) fn of(start: &ContainerStart) -> Result<Self, Fault> {
+        Ok(Self {
+            spec: spec::read(&start.spec)?,
+            init: start.init,
+            hold: start.hold,
+        })
+    }
+
+    /// The process that the spec names.
+    ///
+    /// # Errors
+    /// Refuses a spec without one.
+    pub(crate) fn process(&self) -> Result<&Process, Fault> {
+        let process = self.spec.process.as_ref();
+        process.ok_or_else(|| Fault::refused("the spec names no process"))
+    }
+
+    /// The filter of its processes.
+    ///
+    /// # Errors
+    /// As [`Filter::of`].
+    pub(crate) fn filter(&self) -> Result<Option<Filter>, Fault> {
+        self.spec.linux.seccomp.as_ref().map(Filter::of).transpose()
+    }
+}
+
 /// A process that was just made.
 #[derive(Debug)]
 pub(crate) struct Born {
@@ -49,6 +85,8 @@ pub(crate) struct Born {
     pub(crate) line: OwnedFd,
     /// The agent's ends of its stdin, stdout and stderr; none if it has a terminal.
     pub(crate) pipes: Option<[OwnedFd; 3]>,
+    /// Of a container's first process, where memory is counted.
+    pub(crate) oom_watch: Option<OomWatch>,
 }
 
 /// The child's ends.
@@ -87,6 +125,21 @@ pub(crate) fn first(
         report::go(born.line.as_fd()).or_internal(|| "cannot let the process go on")?;
     }
     Ok((born, pidfd))
+}
+
+/// Makes a first process in `cgroup` that waits for its orders, and opens it.
+///
+/// # Errors
+/// If it can't be made; what fails later comes over its line.
+pub(crate) fn spare(habit: &Habit, cgroup: &Cgroup) -> Result<(Born, OwnedFd), Fault> {
+    let wanted = Wanted {
+        terminal: false,
+        pid_namespace: None,
+        flags: habit.namespaces.clone_flags(),
+        cgroup: Some(cgroup.directory()),
+        keep: None,
+    };
+    birth(&wanted, |ends| become_ordered(habit, ends))
 }
 
 /// Makes another process in a container that runs.
@@ -148,7 +201,15 @@ fn birth(
     };
     let target = wanted.pid_namespace.as_ref();
     match namespaces::fork_into(target, wanted.flags, wanted.cgroup)? {
-        Forked::Parent(pid, pidfd) => Ok((Born { pid, line, pipes }, pidfd)),
+        Forked::Parent(pid, pidfd) => {
+            let born = Born {
+                pid,
+                line,
+                pipes,
+                oom_watch: None,
+            };
+            Ok((born, pidfd))
+        }
         Forked::Child => {
             let ends = Ends {
                 line: childs_line,
@@ -186,7 +247,6 @@ fn become_first(
     filter: Option<Filter>,
     ends: Ends,
 ) -> Result<Infallible, Fault> {
-    let spec = &start.spec;
     if namespaces.has_user() {
         let mut word = [0u8; 2];
         let (length, _) = rustix::net::recv(&ends.line, &mut word, RecvFlags::empty())
@@ -198,14 +258,57 @@ fn become_first(
     // Before the ids change: the file is the guest's root's.
     set_oom_score(process)?;
     namespaces.enter()?;
+    become_root_of(start, namespaces, filter, None, ends)
+}
+
+/// As [`become_first`], of a container that isn't known yet.
+fn become_ordered(habit: &Habit, ends: Ends) -> Result<Infallible, Fault> {
+    habit.namespaces.enter()?;
+    let stage = habit.scenery.set()?;
+    let orders = report::wait_for_orders(ends.line.as_fd());
+    let orders = orders.or_internal(|| "the process was never wanted")?;
+    let [orders, spec] = orders;
+    let what = || "the orders can't be read";
+    let orders: Orders<'_> = serde_json::from_slice(&orders).or_internal(what)?;
+    // The guest was called something else when this process's namespace was made.
+    rustix::system::sethostname(orders.hostname.as_bytes())
+        .or_internal(|| "cannot take the guest's host name")?;
+    let start = Start {
+        spec: serde_json::from_slice(&spec).or_internal(what)?,
+        init: orders.init,
+        hold: orders.hold,
+    };
+    set_oom_score(start.process()?)?;
+    let filter = start.filter()?;
+    become_root_of(&start, &habit.namespaces, filter, Some(&stage), ends)
+}
+
+/// What a container's first process does once it is in the container's namespaces.
+fn become_root_of(
+    start: &Start,
+    namespaces: &Namespaces,
+    filter: Option<Filter>,
+    stage: Option<&Stage<'_>>,
+    ends: Ends,
+) -> Result<Infallible, Fault> {
+    let (spec, process) = (&start.spec, start.process()?);
     let root = rootfs::bind_root(spec)?;
-    rootfs::furnish(root.as_fd(), spec)?;
-    let streams = streams_of(&ends.line, ends.pipes, root.as_fd(), process, true)?;
-    let mut covers = Covers::take()?;
+    let staged = stage.and_then(|stage| {
+        let rest = stage.rest_of(spec)?;
+        Some((stage, rest))
+    });
+    // What is on the stage is covered; what covers the rest is of the guest.
+    let covers = match &staged {
+        Some(_) => None,
+        None => Some(Covers::take()?),
+    };
+    rootfs::furnish(root.as_fd(), spec, staged.as_ref())?;
+    let pipes = ends.pipes.filter(|_| !process.terminal);
+    let streams = streams_of(&ends.line, pipes, root.as_fd(), process, true)?;
     set_names(spec, namespaces)?;
     set_sysctls(spec)?;
     rootfs::change_root(root.as_fd())?;
-    rootfs::restrict(spec, &mut covers)?;
+    rootfs::restrict(spec, covers)?;
     become_command(&Becoming {
         process,
         streams,

@@ -9,8 +9,21 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use hull_proto::OciJson;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
+
+use crate::fault::Fault;
+
+/// Reads a document of the runtime spec.
+///
+/// # Errors
+/// Refuses what isn't such a document.
+pub(crate) fn read<T: serde::de::DeserializeOwned>(document: &OciJson) -> Result<T, Fault> {
+    document
+        .read()
+        .map_err(|error| Fault::refused(format!("the spec can't be read: {error}")))
+}
 
 /// A container.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -35,7 +48,7 @@ pub(crate) struct Root {
 }
 
 /// A mount.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(crate) struct Mount {
     pub(crate) destination: PathBuf,
     #[serde(rename = "type")]
@@ -191,7 +204,7 @@ pub(crate) enum NamespaceKind {
 }
 
 /// A range of mapped ids.
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub(crate) struct IdMap {
     #[serde(rename = "containerID")]
     pub(crate) container: u32,

@@ -36,6 +36,12 @@ impl OciJson {
         serde_json::value::to_raw_value(document).map(Self)
     }
 
+    /// The document as it was written.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        self.0.get()
+    }
+
     /// Reads the document.
     ///
     /// # Errors

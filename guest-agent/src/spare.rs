@@ -1,0 +1,106 @@
+//! A container's first process that is there before its container.
+//!
+//! Owns: that process, from a guest that is about to be saved to the container that takes it, and
+//! what is known of a next container before it comes: that it will ask for what the last one did.
+//! Refuses: a container that asks for other namespaces; such a one gets a process of its own.
+//!
+//! What a first process costs, namespaces, memory and file systems of its own, is in the saved
+//! guest then, and no copy does it again.
+
+use std::borrow::Cow;
+use std::os::fd::{AsFd, OwnedFd};
+
+use hull_proto::ContainerStart;
+use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::{Cgroup, OomWatch};
+use crate::fault::{Fault, Tried};
+use crate::namespaces::Namespaces;
+use crate::report;
+use crate::spawn::{self, Born};
+use crate::stage::Scenery;
+
+/// What containers ask for, as far as it can be made before the next one is known.
+#[derive(Debug)]
+pub(crate) struct Habit {
+    pub(crate) namespaces: Namespaces,
+    pub(crate) scenery: Scenery,
+}
+
+/// What such a process is told beside its container's spec.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Orders<'a> {
+    /// The guest's host name by now.
+    pub(crate) hostname: Cow<'a, str>,
+    /// As in [`ContainerStart`].
+    pub(crate) init: bool,
+    pub(crate) hold: bool,
+}
+
+/// A process that waits for its container.
+#[derive(Debug)]
+pub(crate) struct Spare {
+    born: Born,
+    pidfd: OwnedFd,
+    cgroup: Cgroup,
+    namespaces: Namespaces,
+}
+
+impl Spare {
+    /// Makes one in `cgroup`, for a container such as there were before.
+    ///
+    /// # Errors
+    /// If there can be none; the group is given back.
+    pub(crate) fn make(habit: &Habit, cgroup: Cgroup) -> Result<Self, (Fault, Cgroup)> {
+        match spawn::spare(habit, &cgroup) {
+            Ok((born, pidfd)) => Ok(Self {
+                born: Born {
+                    oom_watch: OomWatch::of(&cgroup),
+                    ..born
+                },
+                pidfd,
+                cgroup,
+                namespaces: habit.namespaces.clone(),
+            }),
+            Err(fault) => Err((fault, cgroup)),
+        }
+    }
+
+    /// Whether it can be the first process of a container with these namespaces.
+    pub(crate) fn fits(&self, namespaces: &Namespaces) -> bool {
+        self.namespaces == *namespaces
+    }
+
+    /// Its id.
+    pub(crate) fn pid(&self) -> Pid {
+        self.born.pid
+    }
+
+    /// Its cgroup.
+    pub(crate) fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
+    /// Tells it what it is.
+    ///
+    /// # Errors
+    /// If it has died.
+    pub(crate) fn order(&self, start: &ContainerStart) -> Result<(), Fault> {
+        let what = || "the process that was made in advance takes no orders";
+        let guest = rustix::system::uname();
+        let orders = Orders {
+            hostname: guest.nodename().to_string_lossy(),
+            init: start.init,
+            hold: start.hold,
+        };
+        let orders = serde_json::to_vec(&orders).or_internal(what)?;
+        let texts = [orders.as_slice(), start.spec.text().as_bytes()];
+        report::order(self.born.line.as_fd(), texts).or_internal(what)
+    }
+
+    /// Its parts, once it is a container's.
+    pub(crate) fn into_parts(self) -> (Born, OwnedFd, Cgroup) {
+        (self.born, self.pidfd, self.cgroup)
+    }
+}
