@@ -4,7 +4,7 @@
 //! that fails is answered with a sentence.
 
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use hull_proto::{
@@ -221,6 +221,7 @@ impl Control {
         if layers.is_some() {
             scratch::write_out()?;
         }
+        hold_program();
         containers.prepare()?;
         report_free_memory()
     }
@@ -274,6 +275,16 @@ impl Control {
 fn report_free_memory() -> Result<(), Fault> {
     let finish = "/sys/module/page_reporting/parameters/finish";
     fs::write(finish, "1").or_internal(|| format!("cannot write to {finish}"))
+}
+
+/// Has what copies read of this program, and never write, lie together: it is one piece then for
+/// their host, too, which maps it at once.
+fn hold_program() {
+    let held = fs::File::open("/proc/self/exe")
+        .and_then(|program| sys::hold_in_one_piece(program.as_fd()));
+    if let Err(error) = held {
+        say(format_args!("the agent's program stays in pieces: {error}"));
+    }
 }
 
 fn mount_shares() -> Result<(), Fault> {
