@@ -252,13 +252,14 @@ impl Containers {
         Some(parent)
     }
 
-    /// Makes the next container's cgroup and first process in advance, the latter if there was a
-    /// container before, and a cgroup that stays for good: when a first one is made, and when the
-    /// last one goes, the kernel patches its own code, which copies of this guest share.
+    /// Makes the next container's cgroup in advance, with its first process if there was a container
+    /// before and nothing is mounted until the next, and a cgroup that stays for good: when a first
+    /// one is made, and when the last one goes, the kernel patches its own code, which copies of
+    /// this guest share.
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub(crate) fn prepare(&mut self) -> Result<(), Fault> {
+    pub(crate) fn prepare(&mut self, all_is_mounted: bool) -> Result<(), Fault> {
         if self.first.is_some() || self.spare.is_some() {
             return Ok(());
         }
@@ -267,7 +268,7 @@ impl Containers {
         };
         self.kept = Some(Cgroup::make(&parent, KEPT)?);
         let first = Cgroup::make(&parent, FIRST)?;
-        let Some(habit) = &self.habit else {
+        let Some(habit) = self.habit.as_ref().filter(|_| all_is_mounted) else {
             self.first = Some(first);
             return Ok(());
         };

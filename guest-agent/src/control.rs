@@ -53,6 +53,8 @@ pub(crate) struct Control {
     has_shares: bool,
     /// The share over which the scratch disk is laid.
     layers: Option<String>,
+    /// Whether one was, for an earlier setup.
+    had_layers: bool,
 }
 
 impl Control {
@@ -75,6 +77,7 @@ impl Control {
             flaw: None,
             has_shares: false,
             layers: None,
+            had_layers: false,
         };
         control.send(&hello)?;
         Ok(control)
@@ -213,7 +216,7 @@ impl Control {
         containers: &mut Containers,
     ) -> Result<(), Fault> {
         if !self.owns_guest {
-            return containers.prepare();
+            return containers.prepare(true);
         }
         self.furnish(layers)?;
         // The kernel says that they are mounted before it has heard how from the host.
@@ -222,7 +225,7 @@ impl Control {
             scratch::write_out()?;
         }
         hold_program();
-        containers.prepare()?;
+        containers.prepare(layers.is_some() || !self.had_layers)?;
         report_free_memory()
     }
 
@@ -236,7 +239,7 @@ impl Control {
         }
         if self.owns_guest {
             scratch::unmount()?;
-            self.layers = None;
+            self.had_layers = self.layers.take().is_some();
             match rustix::mount::unmount(SHARES_DIR, UnmountFlags::empty()) {
                 // There was no setup.
                 Ok(()) | Err(Errno::NOENT | Errno::INVAL) => {}

@@ -40,13 +40,11 @@ const LINKS: &[(&str, &str)] = &[
     ("ptmx", "pts/ptmx"),
 ];
 
-/// Binds the root onto itself, so that it can become `/`, and opens it.
+/// Binds a root onto itself, so that it can become `/`, and opens it.
 ///
 /// # Errors
 /// Refuses a root that isn't there.
-pub(crate) fn bind_root(spec: &Spec) -> Result<OwnedFd, Fault> {
-    let path = spec.root.as_ref().map(|root| &root.path);
-    let path = path.ok_or_else(|| Fault::refused("the spec names no root"))?;
+pub(crate) fn bind_root(path: &Path) -> Result<OwnedFd, Fault> {
     let what = || format!("cannot use root {}", path.display());
     rustix::mount::mount_bind_recursive(path, path).or_refuse(what)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;

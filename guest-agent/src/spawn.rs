@@ -292,22 +292,31 @@ fn become_root_of(
     ends: Ends,
 ) -> Result<Infallible, Fault> {
     let (spec, process) = (&start.spec, start.process()?);
-    let root = rootfs::bind_root(spec)?;
+    let path = spec.root.as_ref().map(|root| root.path.as_path());
+    let path = path.ok_or_else(|| Fault::refused("the spec names no root"))?;
+    let bound;
+    let root = match stage.and_then(|stage| stage.root(path)) {
+        Some(root) => root,
+        None => {
+            bound = rootfs::bind_root(path)?;
+            bound.as_fd()
+        }
+    };
     let staged = stage.and_then(|stage| {
         let rest = stage.rest_of(spec)?;
         Some((stage, rest))
     });
+    rootfs::furnish(root, spec, staged.as_ref())?;
+    let pipes = ends.pipes.filter(|_| !process.terminal);
+    let streams = streams_of(&ends.line, pipes, root, process, true)?;
     // What is on the stage is covered; what covers the rest is of the guest.
     let covers = match &staged {
         Some(_) => None,
         None => Some(Covers::take()?),
     };
-    rootfs::furnish(root.as_fd(), spec, staged.as_ref())?;
-    let pipes = ends.pipes.filter(|_| !process.terminal);
-    let streams = streams_of(&ends.line, pipes, root.as_fd(), process, true)?;
     set_names(spec, namespaces)?;
     set_sysctls(spec)?;
-    rootfs::change_root(root.as_fd())?;
+    rootfs::change_root(root)?;
     rootfs::restrict(spec, covers)?;
     become_command(&Becoming {
         process,

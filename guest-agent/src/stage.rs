@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -23,6 +23,7 @@ const PLACE: &str = "/run/hull/stage";
 /// What is expected of a spec.
 #[derive(Debug, Default)]
 pub(crate) struct Scenery {
+    root: PathBuf,
     /// Those of its mounts that depend on nothing but their own words.
     mounts: Vec<Mount>,
     masked: Vec<String>,
@@ -33,6 +34,7 @@ pub(crate) struct Scenery {
 #[derive(Debug)]
 pub(crate) struct Stage<'a> {
     scenery: &'a Scenery,
+    root: OwnedFd,
     /// Those that lie in no other.
     trees: Vec<(&'a Mount, OwnedFd)>,
 }
@@ -42,7 +44,9 @@ impl Scenery {
     pub(crate) fn of(spec: &Spec) -> Self {
         let linux = &spec.linux;
         let own = spec.mounts.iter().filter(|mount| is_own(mount));
+        let root = spec.root.as_ref().map(|root| root.path.clone());
         let scenery = Self {
+            root: root.unwrap_or_default(),
             mounts: own.cloned().collect(),
             masked: linux.masked_paths.clone(),
             read_only: linux.readonly_paths.clone(),
@@ -54,7 +58,10 @@ impl Scenery {
         let can_be_covered = scenery.covered().all(lies_in);
         match can_be_covered {
             true => scenery,
-            false => Self::default(),
+            false => Self {
+                root: scenery.root,
+                ..Self::default()
+            },
         }
     }
 
@@ -72,6 +79,8 @@ impl Scenery {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let place = rustix::fs::open(PLACE, flags, Mode::empty()).or_internal(what)?;
         let place = place.as_fd();
+        // The first of a container's mounts is its root.
+        let root = rootfs::bind_root(&self.root)?;
         let mut trees = Vec::new();
         for mount in &self.mounts {
             let path = &mount.destination;
@@ -89,12 +98,18 @@ impl Scenery {
         rootfs::cover(place, &self.read_only, &self.masked, &mut covers)?;
         Ok(Stage {
             scenery: self,
+            root,
             trees,
         })
     }
 }
 
 impl Stage<'_> {
+    /// The root at `path`, if that was expected.
+    pub(crate) fn root(&self, path: &Path) -> Option<BorrowedFd<'_>> {
+        (self.scenery.root == path).then(|| self.root.as_fd())
+    }
+
     /// What a spec has mounted beside what is here, if that comes to the same: none of it covers
     /// what is here, is covered by it, or lies where it is hidden.
     pub(crate) fn rest_of<'s>(&self, spec: &'s Spec) -> Option<Vec<&'s Mount>> {
@@ -188,6 +203,7 @@ mod tests {
         let scenery = Scenery::of(expected);
         let stage = Stage {
             scenery: &scenery,
+            root: fs::File::open("/").unwrap().into(),
             trees: Vec::new(),
         };
         stage.rest_of(spec)

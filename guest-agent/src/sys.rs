@@ -311,14 +311,7 @@ pub(crate) fn hold_in_one_piece(file: BorrowedFd<'_>) -> io::Result<()> {
         }
     };
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    let space = map(
-        ptr::null_mut(),
-        2 * PIECE,
-        libc::PROT_NONE,
-        flags,
-        -1,
-        0,
-    )?;
+    let space = map(ptr::null_mut(), 2 * PIECE, libc::PROT_NONE, flags, -1, 0)?;
     let begin = space.map_addr(|address| address.next_multiple_of(PIECE));
     let flags = libc::MAP_PRIVATE | libc::MAP_FIXED;
     let access = libc::PROT_READ | libc::PROT_EXEC;

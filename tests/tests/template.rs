@@ -20,7 +20,7 @@ const UNIQUE: &str = "cat /proc/sys/kernel/random/boot_id; hostname; \
     od -An -N16 -tx1 /dev/urandom; cat /etc/machine-id 2>/dev/null || hostname";
 /// What all of one shape have in common.
 const COMMON: &str = "uname -srm; nproc; id; pwd; ulimit -a; env | grep -v HOSTNAME; ls /dev; \
-    cut -d' ' -f2- /proc/self/mounts; grep -i memtotal /proc/meminfo; cat /proc/sys/kernel/pid_max";
+    sed q /proc/self/mounts; cut -d' ' -f2- /proc/self/mounts | sort; grep -i memtotal /proc/meminfo; cat /proc/sys/kernel/pid_max";
 
 fn run(hull: &Hull, script: &str) -> Output {
     hull.cmd(["run", "--rm", &hull.image(), "sh", "-c", script])
