@@ -34,6 +34,9 @@ use crate::virtio::device::Unsaveable;
 /// What of an opening's flags is kept: others mean nothing once a file is open.
 const KEPT_FLAGS: OFlags = OFlags::RWMODE.union(OFlags::SYNC).union(OFlags::DSYNC);
 
+/// More numbers than this no guest has been given: one a nanosecond took a century.
+const MOST_GIVEN: u64 = 1 << 62;
+
 /// A mount, as the device's role has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Mount {
@@ -254,6 +257,9 @@ impl Tree {
         let exports = self.names();
         if exports != saved.exports {
             return Err(format!("it showed {:?}, not {exports:?}", saved.exports));
+        }
+        if saved.next_node > MOST_GIVEN || saved.next_handle > MOST_GIVEN {
+            return Err("it leaves no numbers for further files".to_owned());
         }
         self.unmount();
         let mut state = self.lock();

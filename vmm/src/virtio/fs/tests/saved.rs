@@ -247,6 +247,13 @@ fn a_state_gives_no_rights_that_the_share_does_not() {
             "{key} {value}"
         );
     }
+    for key in ["next_node", "next_handle"] {
+        let mut bent = text.clone();
+        bent["mounted"]["Own"][key] = serde_json::json!(u64::MAX);
+        let bent: FsState = serde_json::from_value(bent).unwrap();
+        let mut heir = Guest::unmounted(vec![host.export(false, AUTO)], FsLimits::default());
+        assert!(heir.device.restore(bent).is_err(), "{key}");
+    }
     let few = FsLimits {
         inodes: 2,
         handles: 9,
