@@ -274,9 +274,11 @@ impl Containers {
         };
         match Spare::make(habit, first) {
             Ok(spare) => self.spare = Some(spare),
+            // The next container gets all of its own then.
             Err((fault, first)) => {
+                say(&fault);
+                first.kill();
                 self.leftover.push(first);
-                return Err(fault);
             }
         }
         Ok(())

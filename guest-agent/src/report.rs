@@ -6,8 +6,10 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use hull_proto::Failure;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -17,7 +19,7 @@ use rustix::net::{
 use crate::fault::Fault;
 
 /// Largest packet, in bytes: a failure as JSON with every character escaped.
-pub(crate) const MAX_PACKET: usize = 32 * 1024;
+const MAX_PACKET: usize = 32 * 1024;
 
 const TERMINAL: &[u8] = b"terminal";
 const EXECUTING: &[u8] = b"executing";
@@ -56,7 +58,7 @@ pub(crate) fn line() -> Result<(OwnedFd, OwnedFd), Errno> {
 /// # Errors
 /// If the line closes instead: it never will be.
 pub(crate) fn wait_for_go(line: BorrowedFd<'_>) -> Result<(), Errno> {
-    let _ = rustix::net::send(line, WAITING, SendFlags::NOSIGNAL);
+    ready_for_orders(line);
     receive(line, &mut [0; 2])
 }
 
@@ -121,6 +123,11 @@ pub(crate) fn go(line: BorrowedFd<'_>) -> Result<(), Errno> {
     rustix::net::send(line, b"go", SendFlags::NOSIGNAL).map(drop)
 }
 
+/// Tells the agent that this process waits for its orders.
+pub(crate) fn ready_for_orders(line: BorrowedFd<'_>) {
+    let _ = rustix::net::send(line, WAITING, SendFlags::NOSIGNAL);
+}
+
 /// Tells the agent that `execve` is next.
 pub(crate) fn about_to_execute(line: BorrowedFd<'_>) {
     let _ = rustix::net::send(line, EXECUTING, SendFlags::NOSIGNAL);
@@ -146,6 +153,28 @@ pub(crate) fn hand_over(line: BorrowedFd<'_>, master: BorrowedFd<'_>) -> Result<
     }
     let data = [IoSlice::new(TERMINAL)];
     sendmsg(line, &data, &mut ancillary, SendFlags::NOSIGNAL).map(drop)
+}
+
+/// The next word of the child, waited for.
+///
+/// # Errors
+/// ETIMEDOUT if there is none within `limit`.
+pub(crate) fn hear_within(limit: Duration, line: &OwnedFd) -> Result<Word, Errno> {
+    let mut packet = vec![0; MAX_PACKET];
+    let limit = Timespec::try_from(limit).map_err(|_| Errno::INVAL)?;
+    loop {
+        match hear(line, &mut packet) {
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                match poll(&mut [PollFd::new(line, PollFlags::IN)], Some(&limit)) {
+                    Ok(0) => return Err(Errno::TIMEDOUT),
+                    Ok(_) | Err(Errno::INTR) => {}
+                    Err(errno) => return Err(errno),
+                }
+            }
+            other => return other,
+        }
+    }
 }
 
 /// The next word of the child, taken into `packet`, which must have room for any

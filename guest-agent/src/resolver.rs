@@ -15,7 +15,6 @@ use std::thread;
 use std::time::Duration;
 
 use hull_proto::{RESOLVER, RESOLVER_PORT};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::fault::{Fault, Tried};
@@ -40,23 +39,15 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// If the process can't be made, or its address is taken.
 pub(crate) fn start() -> Result<(), Fault> {
     let born = spawn::beside(serve)?;
-    let mut packet = vec![0; report::MAX_PACKET];
     let mut serves = false;
     loop {
-        match report::hear(&born.line, &mut packet) {
+        match report::hear_within(PATIENCE, &born.line) {
             Ok(Word::Executing) => serves = true,
             Ok(Word::Failed(failure)) => return Err(Fault::internal(failure.message)),
             Ok(Word::Closed) if serves => return Ok(()),
-            Err(Errno::AGAIN) => {
-                let timeout = Timespec::try_from(PATIENCE).ok();
-                let mut line = [PollFd::new(&born.line, PollFlags::IN)];
-                match poll(&mut line, timeout.as_ref()) {
-                    Ok(0) => return Err(Fault::internal("the name server doesn't come up")),
-                    Ok(_) | Err(Errno::INTR) => {}
-                    Err(errno) => return Err(errno).or_internal(|| "cannot wait"),
-                }
+            Err(Errno::TIMEDOUT) => {
+                return Err(Fault::internal("the name server doesn't come up"));
             }
-            Err(Errno::INTR) => {}
             Ok(_) | Err(_) => return Err(Fault::internal("the name server has ended")),
         }
     }

@@ -1,7 +1,7 @@
 //! A container's first process that is there before its container.
 //!
 //! Owns: that process, from a guest that is about to be saved to the container that takes it, and
-//! what is known of a next container before it comes: that it will ask for what the last one did.
+//! what is known of a next container before it comes: that it will ask for what the first one did.
 //! Refuses: a container that asks for other namespaces; such a one gets a process of its own.
 //!
 //! What a first process costs, namespaces, memory and file systems of its own, is in the saved
@@ -9,6 +9,7 @@
 
 use std::borrow::Cow;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use hull_proto::ContainerStart;
 use rustix::process::Pid;
@@ -17,9 +18,12 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup::{Cgroup, OomWatch};
 use crate::fault::{Fault, Tried};
 use crate::namespaces::Namespaces;
-use crate::report;
+use crate::report::{self, Word};
 use crate::spawn::{self, Born};
 use crate::stage::Scenery;
+
+/// What it may take to be ready.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What containers ask for, as far as it can be made before the next one is known.
 #[derive(Debug)]
@@ -48,12 +52,21 @@ pub(crate) struct Spare {
 }
 
 impl Spare {
-    /// Makes one in `cgroup`, for a container such as there were before.
+    /// Makes one in `cgroup`, for a container such as there was before, and waits until it is ready.
     ///
     /// # Errors
     /// If there can be none; the group is given back.
     pub(crate) fn make(habit: &Habit, cgroup: Cgroup) -> Result<Self, (Fault, Cgroup)> {
-        match spawn::spare(habit, &cgroup) {
+        let made = spawn::spare(habit, &cgroup).and_then(|made| {
+            let (born, _) = &made;
+            match report::hear_within(PATIENCE, &born.line) {
+                Ok(Word::Waiting) => Ok(made),
+                Ok(Word::Failed(failure)) => Err(Fault::internal(failure.message)),
+                Ok(_) => Err(Fault::internal("a process made in advance has ended")),
+                Err(errno) => Err(errno).or_internal(|| "a process made in advance isn't ready"),
+            }
+        });
+        match made {
             Ok((born, pidfd)) => Ok(Self {
                 born: Born {
                     oom_watch: OomWatch::of(&cgroup),

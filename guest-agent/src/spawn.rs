@@ -265,6 +265,7 @@ fn become_first(
 fn become_ordered(habit: &Habit, ends: Ends) -> Result<Infallible, Fault> {
     habit.namespaces.enter()?;
     let stage = habit.scenery.set()?;
+    report::ready_for_orders(ends.line.as_fd());
     let orders = report::wait_for_orders(ends.line.as_fd());
     let orders = orders.or_internal(|| "the process was never wanted")?;
     let [orders, spec] = orders;
