@@ -174,20 +174,17 @@ impl Containers {
             self.discard(spare);
             return Ok(None);
         }
-        let limited = spare.cgroup().limit(&asked.spec.linux.resources);
-        match limited.map(|()| spare.order(start)) {
-            Ok(Ok(())) => Ok(Some(spare)),
-            // It has died: the container gets one of its own.
-            Ok(Err(fault)) => {
-                say(&fault);
-                self.discard(spare);
-                Ok(None)
-            }
-            Err(fault) => {
-                self.discard(spare);
-                Err(fault)
-            }
+        if let Err(fault) = spare.cgroup().limit(&asked.spec.linux.resources) {
+            self.discard(spare);
+            return Err(fault);
         }
+        if let Err(fault) = spare.order(start) {
+            // It has died: the container gets one of its own.
+            say(&fault);
+            self.discard(spare);
+            return Ok(None);
+        }
+        Ok(Some(spare))
     }
 
     fn discard(&mut self, spare: Spare) {
@@ -223,19 +220,20 @@ impl Containers {
     }
 
     fn make_cgroup(&mut self, id: &str, resources: &Resources) -> Result<Option<Cgroup>, Fault> {
-        let group = match (self.first.take(), self.parent()) {
-            (Some(first), _) => first,
-            (None, Some(parent)) => Cgroup::make(&parent, id)?,
-            (None, None) => return Ok(None),
-        };
-        let limited = group.limit(resources);
-        match limited {
-            Ok(()) => Ok(Some(group)),
-            Err(fault) => {
-                self.leftover.push(group);
-                Err(fault)
+        let group = match self.first.take() {
+            Some(first) => first,
+            None => {
+                let Some(parent) = self.parent() else {
+                    return Ok(None);
+                };
+                Cgroup::make(&parent, id)?
             }
+        };
+        if let Err(fault) = group.limit(resources) {
+            self.leftover.push(group);
+            return Err(fault);
         }
+        Ok(Some(group))
     }
 
     /// Where the containers' cgroups are made, able to hand on every controller.
