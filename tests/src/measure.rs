@@ -3,6 +3,7 @@
 //! Owns: what is asked and what is found, as JSON. Refuses: to measure, and to judge.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -27,8 +28,23 @@ pub struct Findings {
     pub samples: BTreeMap<String, BTreeMap<String, Vec<f64>>>,
     /// What stands behind a figure, by title: names and values, largest or first ones first.
     pub details: BTreeMap<String, Vec<(String, f64)>>,
-    /// What could not be measured, and why.
-    pub failures: Vec<String>,
+    /// What could not be measured.
+    pub failures: Vec<Failure>,
+}
+
+/// What could not be measured of a program, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The program's name.
+    pub program: String,
+    /// What was tried, and what came of it.
+    pub why: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.program, self.why)
+    }
 }
 
 impl Findings {
@@ -38,9 +54,19 @@ impl Findings {
         programs.entry(program.to_owned()).or_default().push(value);
     }
 
-    /// Takes in what was found elsewhere of other figures.
+    /// Drops what was found of a program.
+    pub fn forget(&mut self, program: &str) {
+        for programs in self.samples.values_mut() {
+            programs.remove(program);
+        }
+        self.failures.retain(|failure| failure.program != program);
+    }
+
+    /// Takes in what was found elsewhere of other figures or programs.
     pub fn join(&mut self, other: Self) {
-        self.samples.extend(other.samples);
+        for (figure, programs) in other.samples {
+            self.samples.entry(figure).or_default().extend(programs);
+        }
         self.details.extend(other.details);
         self.failures.extend(other.failures);
     }
@@ -97,5 +123,24 @@ mod tests {
         assert_eq!(medians["exits"]["hull"], 2.0);
         assert_eq!(medians["exits"]["other"], 7.0);
         assert_eq!(medians["bytes"].len(), 1);
+    }
+
+    #[test]
+    fn what_is_measured_again_takes_the_place_of_what_is_forgotten() {
+        let failed = |program: &str| Failure {
+            program: program.to_owned(),
+            why: "it hangs".to_owned(),
+        };
+        let mut findings = Findings::default();
+        findings.add("exits", "hull", 1.0);
+        findings.add("exits", "other", 7.0);
+        findings.failures = vec![failed("hull"), failed("other")];
+        findings.forget("hull");
+        assert_eq!(findings.failures, [failed("other")]);
+        let mut again = Findings::default();
+        again.add("exits", "hull", 3.0);
+        findings.join(again);
+        assert_eq!(findings.samples["exits"]["hull"], [3.0]);
+        assert_eq!(findings.samples["exits"]["other"], [7.0]);
     }
 }

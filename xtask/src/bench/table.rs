@@ -176,6 +176,8 @@ fn columns(rows: &[Vec<String>]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use hull_tests::measure::Failure;
+
     use super::*;
 
     #[test]
@@ -201,7 +203,10 @@ mod tests {
     #[test]
     fn what_was_not_measured_is_said() {
         let mut findings = Findings::default();
-        findings.failures.push("runc: cannot start".to_owned());
+        findings.failures.push(Failure {
+            program: "runc".to_owned(),
+            why: "cannot start".to_owned(),
+        });
         assert!(render(&findings).contains("not measured: runc: cannot start"));
     }
 }

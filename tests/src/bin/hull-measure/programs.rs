@@ -41,6 +41,11 @@ impl Program {
         let found = ALL.iter().find(|(known, _)| *known == name);
         found.map(|(_, program)| *program)
     }
+
+    /// Whether what it starts is a virtual machine.
+    pub(crate) fn has_guests(self) -> bool {
+        !matches!(self, Self::Runtime(_))
+    }
 }
 
 /// The inputs' directory.
