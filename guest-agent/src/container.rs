@@ -26,6 +26,10 @@ use crate::sys;
 /// How long processes may take to stand still: one may be deep in the kernel.
 const STILL: Duration = Duration::from_secs(2);
 
+/// How long after a container's end what is left of it is cleared up: its host has been told by then,
+/// and most have ended the guest, which is less work.
+const PEACE: Duration = Duration::from_millis(100);
+
 /// Longest name of a container, in bytes.
 const MAX_NAME: usize = 128;
 
@@ -45,7 +49,13 @@ pub(crate) struct Container {
     began_pids: bool,
     filter: Option<Filter>,
     runs: bool,
+    /// Its namespaces, if they are held.
+    held: Vec<OwnedFd>,
 }
+
+/// What is left of a container that has ended: its cgroup and its namespaces.
+#[derive(Debug)]
+struct Leftover(Cgroup, Vec<OwnedFd>);
 
 impl Container {
     /// A descriptor for its first process.
@@ -86,7 +96,9 @@ pub(crate) struct Containers {
     kept: Option<Cgroup>,
     /// What the first container asked for.
     habit: Option<Habit>,
-    leftover: Vec<Cgroup>,
+    leftover: Vec<Leftover>,
+    /// When what is left is to be cleared up; at once where nothing stands here.
+    peace_until: Option<Instant>,
 }
 
 impl Containers {
@@ -117,11 +129,11 @@ impl Containers {
         let namespaces = Namespaces::of(&spec.linux)?;
         let filter = asked.filter()?;
         self.sweep();
-        let (born, pidfd, cgroup) = match self.order_spare(start, &asked, &namespaces)? {
+        let (born, pidfd, cgroup, held) = match self.order_spare(start, &asked, &namespaces)? {
             Some(spare) => {
-                let (mut born, pidfd, cgroup) = spare.into_parts();
-                born.pipes = born.pipes.filter(|_| !process.terminal);
-                (born, pidfd, Some(cgroup))
+                let mut parts = spare.into_parts();
+                parts.born.pipes = parts.born.pipes.filter(|_| !process.terminal);
+                (parts.born, parts.pidfd, Some(parts.cgroup), parts.held)
             }
             None => {
                 let cgroup = self.make_cgroup(&start.id, &spec.linux.resources)?;
@@ -129,10 +141,10 @@ impl Containers {
                 match spawn::first(&asked, process, &namespaces, group, filter.clone()) {
                     Ok((mut born, pidfd)) => {
                         born.oom_watch = group.and_then(OomWatch::of);
-                        (born, pidfd, cgroup)
+                        (born, pidfd, cgroup, Vec::new())
                     }
                     Err(fault) => {
-                        self.leftover.extend(cgroup);
+                        self.leave(cgroup);
                         return Err(fault);
                     }
                 }
@@ -155,6 +167,7 @@ impl Containers {
                 began_pids: namespaces.begins_pids(),
                 filter,
                 runs: false,
+                held,
             },
         );
         Ok(born)
@@ -189,8 +202,7 @@ impl Containers {
 
     fn discard(&mut self, spare: Spare) {
         spare.cgroup().kill();
-        let (_, _, cgroup) = spare.into_parts();
-        self.leftover.push(cgroup);
+        self.leave(Some(spare.into_parts().cgroup));
     }
 
     /// Lets go of the spare process: what was mounted since it was made is not in its sight.
@@ -230,7 +242,7 @@ impl Containers {
             }
         };
         if let Err(fault) = group.limit(resources) {
-            self.leftover.push(group);
+            self.leave(Some(group));
             return Err(fault);
         }
         Ok(Some(group))
@@ -276,7 +288,7 @@ impl Containers {
             Err((fault, first)) => {
                 say(&fault);
                 first.kill();
-                self.leftover.push(first);
+                self.leave(Some(first));
             }
         }
         Ok(())
@@ -425,7 +437,8 @@ impl Containers {
             if !container.began_pids {
                 group.kill();
             }
-            self.leftover.push(group);
+            self.leftover.push(Leftover(group, container.held));
+            self.peace_until = Some(Instant::now() + PEACE);
         }
     }
 
@@ -450,13 +463,36 @@ impl Containers {
     pub(crate) fn end_all(&mut self) {
         self.all.keys().for_each(|id| self.kill(id));
         self.discard_spare();
-        self.leftover.extend(self.first.take());
-        self.leftover.extend(self.kept.take());
+        let (first, kept) = (self.first.take(), self.kept.take());
+        self.leave(first);
+        self.leave(kept);
     }
 
-    /// Removes the cgroups of ended containers whose last process is gone by now.
+    fn leave(&mut self, group: Option<Cgroup>) {
+        let left = group.map(|group| Leftover(group, Vec::new()));
+        self.leftover.extend(left);
+    }
+
+    /// When there will be something to clear up.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.peace_until
+    }
+
+    /// Clears up, if it is time.
+    pub(crate) fn sweep_at(&mut self, now: Instant) {
+        if self.peace_until.is_none_or(|until| until <= now) {
+            self.sweep();
+        }
+    }
+
+    /// Lets go of ended containers' namespaces, and removes their cgroups if their last process is
+    /// gone by now.
     pub(crate) fn sweep(&mut self) {
-        self.leftover.retain(|group| !group.remove());
+        self.peace_until = None;
+        self.leftover.retain_mut(|Leftover(group, held)| {
+            held.clear();
+            !group.remove()
+        });
     }
 }
 

@@ -234,6 +234,7 @@ impl Control {
         if let Some(flaw) = &self.flaw {
             return Err(flaw.clone());
         }
+        containers.sweep();
         if !containers.is_empty() {
             return Err(Fault::refused("a container is still there"));
         }

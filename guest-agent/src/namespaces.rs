@@ -156,6 +156,14 @@ impl Namespaces {
     }
 }
 
+/// Opens the namespaces of a process, to hold them: what can't be opened isn't held.
+pub(crate) fn all_of(process: Pid) -> Vec<OwnedFd> {
+    let files = fs::read_dir(format!("/proc/{}/ns", process.as_raw_nonzero()));
+    let files = files.into_iter().flatten().flatten();
+    let opened = files.flat_map(|file| fs::File::open(file.path()));
+    opened.map(OwnedFd::from).collect()
+}
+
 /// Enters the namespaces `flags` of the process behind `target`.
 ///
 /// # Errors

@@ -92,8 +92,7 @@ impl Server {
                 session.advance(now);
             }
             self.sessions.retain(|_, session| !session.is_over());
-            // The host knows of their end by now.
-            self.containers.sweep();
+            self.containers.sweep_at(now);
         }
     }
 
@@ -119,7 +118,8 @@ impl Server {
                 fds.push(PollFd::from_borrowed_fd(fd.as_fd(), flags));
             }
         }
-        let deadline = self.sessions.values().filter_map(Session::deadline).min();
+        let deadlines = self.sessions.values().filter_map(Session::deadline);
+        let deadline = deadlines.chain(self.containers.deadline()).min();
         let timeout = deadline
             .map(|deadline| deadline.saturating_duration_since(Instant::now()))
             .and_then(|left| Timespec::try_from(left).ok());

@@ -5,7 +5,8 @@
 //! Refuses: a container that asks for other namespaces; such a one gets a process of its own.
 //!
 //! What a first process costs, namespaces, memory and file systems of its own, is in the saved
-//! guest then, and no copy does it again.
+//! guest then, and no copy does it again. Its namespaces are held open, so that they don't go with
+//! the last process in them, but when there is nothing better to do.
 
 use std::borrow::Cow;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{Cgroup, OomWatch};
 use crate::fault::{Fault, Tried};
-use crate::namespaces::Namespaces;
+use crate::namespaces::{self, Namespaces};
 use crate::report::{self, Word};
 use crate::spawn::{self, Born};
 use crate::stage::Scenery;
@@ -49,6 +50,17 @@ pub(crate) struct Spare {
     pidfd: OwnedFd,
     cgroup: Cgroup,
     namespaces: Namespaces,
+    held: Vec<OwnedFd>,
+}
+
+/// What a container takes over from it.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) born: Born,
+    pub(crate) pidfd: OwnedFd,
+    pub(crate) cgroup: Cgroup,
+    /// Its namespaces.
+    pub(crate) held: Vec<OwnedFd>,
 }
 
 impl Spare {
@@ -67,7 +79,7 @@ impl Spare {
             }
         });
         match made {
-            Ok((born, pidfd)) => Ok(Self {
+            Ok((born @ Born { pid, .. }, pidfd)) => Ok(Self {
                 born: Born {
                     oom_watch: OomWatch::of(&cgroup),
                     ..born
@@ -75,6 +87,7 @@ impl Spare {
                 pidfd,
                 cgroup,
                 namespaces: habit.namespaces.clone(),
+                held: namespaces::all_of(pid),
             }),
             Err(fault) => Err((fault, cgroup)),
         }
@@ -113,7 +126,12 @@ impl Spare {
     }
 
     /// Its parts, once it is a container's.
-    pub(crate) fn into_parts(self) -> (Born, OwnedFd, Cgroup) {
-        (self.born, self.pidfd, self.cgroup)
+    pub(crate) fn into_parts(self) -> Parts {
+        Parts {
+            born: self.born,
+            pidfd: self.pidfd,
+            cgroup: self.cgroup,
+            held: self.held,
+        }
     }
 }
