@@ -1,5 +1,10 @@
-//! What a guest is given to see of the host: directories, put together in a mount namespace of
-//! the monitor's own, so that a monitor that dies leaves no mount.
+//! What a guest is given to see of the host: directories, put together so that a monitor that dies
+//! leaves no mount.
+//!
+//! What nobody else changes needs one mount at most, the overlay of the image's layers, which is
+//! mounted nowhere. All else is put together in a mount namespace of the monitor's own, where it
+//! stays as it is whatever the host mounts and unmounts: a copy of all the host's mounts, each of
+//! which costs some 10 k instructions.
 //!
 //! ```text
 //! RUN/mnt            a tmpfs, only in this namespace
@@ -21,9 +26,13 @@ use std::path::{Path, PathBuf};
 
 use hull_vmm::virtio::fs::KnownBy;
 use rustix::fs::{Mode, OFlags, statfs};
-use rustix::mount::{MountFlags, mount, mount_bind_recursive, mount_remount};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, mount, mount_bind_recursive, mount_remount,
+};
 
-pub(crate) use copy::{copy_content, copy_whole, each_run, next_run};
+pub(crate) use copy::{copy_content, copy_run, copy_whole, each_run, next_run};
 
 use crate::names;
 use crate::plan::{Export, ExportSource, FILE_NAME, Plan, PlannedRoot};
@@ -68,12 +77,10 @@ pub(crate) enum RootfsError {
     #[error("cannot enter a mount namespace of its own")]
     Namespace(#[source] io::Error),
     /// The overlay could not be mounted.
-    #[error("cannot mount an overlay of {layers} layers at \"{path}\"")]
+    #[error("cannot mount an overlay of {layers} layers")]
     Overlay {
         /// How many layers.
         layers: usize,
-        /// Where.
-        path: PathBuf,
         /// Why not.
         source: io::Error,
     },
@@ -102,30 +109,58 @@ pub(crate) struct SharedDirectory {
     pub(crate) known_by: KnownBy,
 }
 
-/// Puts everything together that `plan` shows, in a namespace that only this process is in.
+/// Puts everything together that `plan` shows, where no other process sees it.
 pub(crate) fn assemble(entry: &Entry, plan: &Plan) -> Result<Vec<SharedDirectory>, RootfsError> {
-    let base = entry.run.with_file_name(names::MOUNTS);
-    make(&base)?;
-    sys::private_mounts().map_err(RootfsError::Namespace)?;
-    let options = CString::from(c"mode=0700,size=1m");
-    let flags = MountFlags::NODEV | MountFlags::NOSUID;
-    mount("hull", &base, "tmpfs", flags, options.as_c_str())
-        .map_err(|error| at("mount a tmpfs at", &base)(error.into()))?;
-    let root = root_directory(plan, &base)?;
+    let mut place = Place::new(entry);
+    if !plan.is_guests_alone() {
+        // What is opened from here on is a copy's.
+        place.path()?;
+    }
+    let root = root_directory(plan, &mut place)?;
     // The guest writes to its own disk then.
     let has_layers = plan.root.is_guests_alone();
+    let path = PathBuf::from(sys::descriptor_path(&root));
     let mut shares = vec![SharedDirectory {
         name: plan.root_name(),
-        directory: open(&root)?,
+        directory: root,
         read_only: has_layers,
         exclusive: has_layers,
         // A bundle's is another directory, to which its engine has copied what was written.
         known_by: KnownBy::Content,
     }];
     for export in &plan.exports {
-        shares.push(share(entry, plan, export, &base, &root)?);
+        shares.push(share(entry, plan, export, &mut place, &path)?);
     }
     Ok(shares)
+}
+
+/// Where mounts have names: in a namespace that only this process is in, from its first use.
+struct Place {
+    path: PathBuf,
+    is_entered: bool,
+}
+
+impl Place {
+    fn new(entry: &Entry) -> Self {
+        Self {
+            path: entry.run.with_file_name(names::MOUNTS),
+            is_entered: false,
+        }
+    }
+
+    fn path(&mut self) -> Result<&Path, RootfsError> {
+        if !self.is_entered {
+            let path = &self.path;
+            make(path)?;
+            sys::private_mounts().map_err(RootfsError::Namespace)?;
+            let options = CString::from(c"mode=0700,size=1m");
+            let flags = MountFlags::NODEV | MountFlags::NOSUID;
+            mount("hull", path, "tmpfs", flags, options.as_c_str())
+                .map_err(|error| at("mount a tmpfs at", path)(error.into()))?;
+            self.is_entered = true;
+        }
+        Ok(&self.path)
+    }
 }
 
 /// The same directories once more.
@@ -143,19 +178,17 @@ pub(crate) fn again(shares: &[SharedDirectory]) -> Result<Vec<SharedDirectory>, 
     shares.iter().map(again).collect()
 }
 
-fn root_directory(plan: &Plan, base: &Path) -> Result<PathBuf, RootfsError> {
+fn root_directory(plan: &Plan, place: &mut Place) -> Result<OwnedFd, RootfsError> {
     let layers = match &plan.root {
-        PlannedRoot::Directory(path) => return Ok(path.clone()),
+        PlannedRoot::Directory(path) => return open(path),
         // An overlay has two at least.
         PlannedRoot::Layers(layers) => match layers.as_slice() {
-            [only] => return Ok(only.clone()),
+            [only] => return open(only),
             layers => layers,
         },
     };
-    let target = base.join(plan.root_name());
-    make(&target)?;
-    // Named by descriptor, many layers fit into the one page that mount(2) takes. Overlayfs
-    // wants the highest layer first.
+    // Overlayfs wants the highest layer first. Named by descriptor, many layers fit into the one
+    // page that mount(2) takes.
     let lowers = layers
         .iter()
         .rev()
@@ -164,27 +197,53 @@ fn root_directory(plan: &Plan, base: &Path) -> Result<PathBuf, RootfsError> {
     let names: Vec<String> = lowers.iter().map(sys::descriptor_path).collect();
     let failed = |source| RootfsError::Overlay {
         layers: layers.len(),
-        path: target.clone(),
         source,
     };
+    if !place.is_entered
+        && let Some(overlay) = overlay_nowhere(&names).map_err(failed)?
+    {
+        return Ok(overlay);
+    }
+    let target = place.path()?.join(plan.root_name());
+    make(&target)?;
     let options = format!("lowerdir={}", names.join(":"));
     let options = CString::new(options).map_err(|error| failed(error.into()))?;
     let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::RDONLY;
     mount("hull", &target, "overlay", flags, options.as_c_str())
         .map_err(|error| failed(error.into()))?;
-    Ok(target)
+    open(&target)
+}
+
+/// An overlay of these layers, the highest first, that has no name; nothing on a host that takes
+/// layers only all at once (before Linux 6.8).
+fn overlay_nowhere(lowers: &[String]) -> io::Result<Option<OwnedFd>> {
+    let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&overlay, "source", "hull")?;
+    for lower in lowers {
+        match fsconfig_set_string(&overlay, "lowerdir+", lower) {
+            Err(Errno::INVAL) => return Ok(None),
+            set => set?,
+        }
+    }
+    fsconfig_set_flag(&overlay, "ro")?;
+    fsconfig_create(&overlay)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_RDONLY;
+    let flags = FsMountFlags::FSMOUNT_CLOEXEC;
+    Ok(Some(fsmount(&overlay, flags, attributes)?))
 }
 
 fn share(
     entry: &Entry,
     plan: &Plan,
     export: &Export,
-    base: &Path,
+    place: &mut Place,
     root: &Path,
 ) -> Result<SharedDirectory, RootfsError> {
     let path = match &export.source {
         ExportSource::Directory(path) => path.clone(),
-        ExportSource::File(path) => lone_file(path, &base.join(&export.name), export)?,
+        ExportSource::File(path) => lone_file(path, &place.path()?.join(&export.name), export)?,
         ExportSource::Anonymous(target) => {
             let volumes = entry.directory.join("volumes");
             make(&volumes)?;

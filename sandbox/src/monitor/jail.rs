@@ -42,7 +42,6 @@ const LAST_CAPABILITY: u32 = 63;
 /// Gives up what isn't needed any more; returns the names of what is in force then.
 pub(super) fn enter() -> Result<Vec<String>, JailError> {
     let failed = |action| move |source: io::Error| JailError { action, source };
-    // The mount namespace was made for the root already.
     sys::unshare(UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWNET)
         .map_err(failed("enter namespaces without a network"))?;
     let none = Rlimit {
@@ -54,7 +53,6 @@ pub(super) fn enter() -> Result<Vec<String>, JailError> {
         .map_err(|error| failed("forbid itself core files")(error.into()))?;
     keep_only(KEPT)?;
     Ok([
-        "namespace:mnt",
         "namespace:ipc",
         "namespace:uts",
         "namespace:net",
