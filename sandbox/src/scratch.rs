@@ -22,7 +22,7 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::PlannedScratch;
-use crate::rootfs::{copy_content, each_run};
+use crate::rootfs::{copy_content, copy_run, each_run};
 use crate::sys;
 
 /// The directory below the state's.
@@ -190,18 +190,16 @@ impl PlannedScratch {
     pub(crate) fn open(
         &self,
         directory: &Path,
-        mounted: Option<&Content>,
+        mounted: Option<Kept<'_>>,
     ) -> Result<File, ScratchError> {
         let path = directory.join(NAME);
         let file = match File::options().read(true).write(true).open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let fresh = match mounted {
-                    Some(content) => {
+                    Some(kept) => {
                         let fresh = nameless(directory)?;
-                        content
-                            .fill(&fresh, self.bytes)
-                            .map_err(disk("fill", &path))?;
+                        kept.fill(&fresh, self.bytes).map_err(disk("fill", &path))?;
                         fresh
                     }
                     None => self.copy_in(directory)?,
@@ -226,49 +224,62 @@ impl PlannedScratch {
     }
 }
 
-/// What is on a disk, all but zeroes.
+/// What is on a disk, all but zeroes: where each run of bytes lies, and how many it has. The bytes
+/// are kept elsewhere, one run behind the other.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Content {
-    /// Where each run of bytes lies, and how many it has.
     runs: Vec<(u64, u32)>,
-    /// Those of all runs.
-    #[serde(with = "serde_bytes")]
-    bytes: Vec<u8>,
 }
 
 impl Content {
-    /// What is on `disk` now.
+    /// What is on `disk` now, and its bytes.
     ///
     /// # Errors
     /// If it can't be read, or has more than a disk has that was never written to.
-    pub(crate) fn of(disk: &File) -> io::Result<Self> {
+    pub(crate) fn of(disk: &File) -> io::Result<(Self, Vec<u8>)> {
         let mut content = Self::default();
+        let mut bytes = Vec::new();
         let length = disk.metadata()?.len();
         each_run(disk, length, |run| {
-            let begin = content.bytes.len();
+            let begin = bytes.len();
             let count = u32::try_from(run.end - run.start).map_err(io::Error::other)?;
             let end = begin + count as usize;
             if end > MOST_CONTENT {
                 return Err(io::Error::other("there is too much on it"));
             }
-            content.bytes.resize(end, 0);
-            let place = content.bytes.get_mut(begin..).unwrap_or_default();
+            bytes.resize(end, 0);
+            let place = bytes.get_mut(begin..).unwrap_or_default();
             disk.read_exact_at(place, run.start)?;
             content.runs.push((run.start, count));
             Ok(run.end)
         })?;
-        Ok(content)
+        Ok((content, bytes))
     }
 
+    /// How many bytes it has.
+    pub(crate) fn length(&self) -> u64 {
+        self.runs.iter().map(|(_, count)| u64::from(*count)).sum()
+    }
+}
+
+/// A disk's content, and where its bytes are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Kept<'a> {
+    pub(crate) content: &'a Content,
+    pub(crate) file: &'a File,
+    /// Where the first is.
+    pub(crate) offset: u64,
+}
+
+impl Kept<'_> {
     /// Puts it on a disk of so many bytes that has nothing on it.
     fn fill(&self, disk: &File, length: u64) -> io::Result<()> {
         disk.set_len(length)?;
-        let mut rest = self.bytes.as_slice();
-        for &(at, count) in &self.runs {
-            let cut = || io::Error::other("a part of it is missing");
-            let (run, others) = rest.split_at_checked(count as usize).ok_or_else(cut)?;
-            disk.write_all_at(run, at)?;
-            rest = others;
+        let mut from = self.offset;
+        for &(at, count) in &self.content.runs {
+            let run = from..from + u64::from(count);
+            from = run.end;
+            copy_run(self.file, run, disk, at)?;
         }
         Ok(())
     }
@@ -410,18 +421,26 @@ mod tests {
             Content::of(&File::open(scratch.pristine()).unwrap()).unwrap()
         );
         left.write_all_at(b"mounted", 3 << 20).unwrap();
-        let content = Content::of(&left).unwrap();
+        let (content, bytes) = Content::of(&left).unwrap();
+        assert_eq!(content.length(), bytes.len() as u64);
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&bytes, 77).unwrap();
+        let kept = Kept {
+            content: &content,
+            file: &file,
+            offset: 77,
+        };
         let container = directory.path().join("container");
         fs::create_dir(&container).unwrap();
         assert!(!is_in(&container));
-        let own = scratch.open(&container, Some(&content)).unwrap();
+        let own = scratch.open(&container, Some(kept)).unwrap();
         assert!(is_in(&container));
         assert_eq!(own.metadata().unwrap().len(), BYTES);
-        assert_eq!(Content::of(&own).unwrap(), content);
+        assert!(Content::of(&own).unwrap() == (content.clone(), bytes.clone()));
         // What a later guest finds is what was left, not what another expects.
         own.write_all_at(b"written", 9 << 20).unwrap();
-        let again = scratch.open(&container, Some(&content)).unwrap();
-        assert_ne!(Content::of(&again).unwrap(), content);
+        let again = scratch.open(&container, Some(kept)).unwrap();
+        assert!(Content::of(&again).unwrap().1 != bytes);
 
         left.write_all_at(&vec![1; MOST_CONTENT + 1], 0).unwrap();
         assert!(Content::of(&left).is_err());

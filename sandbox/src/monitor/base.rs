@@ -18,7 +18,7 @@ use hull_vmm::memory::WorkingSet;
 use crate::console::BootLog;
 use crate::network::{Cards, Joined};
 use crate::plan::{Plan, PlannedScratch, PlannedVm, ROOT_NAME};
-use crate::scratch::{self, Content, ScratchError};
+use crate::scratch::{self, Content, Kept, ScratchError};
 use crate::store::Entry;
 use crate::sys;
 use crate::template::{self, Key, KeyError, Maker, Start, Template, TemplateError, Templates};
@@ -128,8 +128,8 @@ impl Base {
     }
 
     /// What the disk of a guest from here must begin with, if that isn't nothing.
-    pub(super) fn scratch(&self) -> Option<&Content> {
-        self.template.as_ref()?.scratch.as_ref()
+    pub(super) fn scratch(&self) -> Option<Kept<'_>> {
+        self.template.as_ref()?.scratch()
     }
 
     /// Has later starts profit from what a copy needed, beside what was learnt of it before.
@@ -198,11 +198,13 @@ fn make(maker: &Maker<'_>, key: &Key, console: BootLog, vm: &PlannedVm) -> Resul
     agent.furnish(&guest, disk.as_ref().map(|_| ROOT_NAME), limit)?;
     let (machine, memory) = at_rest(&guest, Instant::now() + limit)?;
     let scratch = disk.as_ref().map(Content::of).transpose();
+    let (scratch, bytes) = scratch.map_err(RehearsalError::from)?.unzip();
     let guest = template::SavedGuest {
         machine: &machine,
-        scratch: scratch.map_err(RehearsalError::from)?,
+        scratch,
     };
-    maker.publish(key, &agent.kernel, &memory, &guest)?;
+    let bytes = bytes.unwrap_or_default();
+    maker.publish(key, &agent.kernel, &memory, &bytes, &guest)?;
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use crate::console::BootLog;
 use crate::network::{self, Joined};
 use crate::plan::{Plan, PlannedRoot, PlannedVm};
 use crate::rootfs;
-use crate::scratch::{Content, ScratchError};
+use crate::scratch::{Kept, ScratchError};
 use crate::store::Entry;
 use crate::sys;
 
@@ -52,7 +52,7 @@ pub(super) fn open(
     entry: &Entry,
     plan: &Plan,
     network: Joined,
-    mounted: Option<&Content>,
+    mounted: Option<Kept<'_>>,
 ) -> Result<Opened, Failed> {
     Ok(Opened {
         kvm: open_kvm(&plan.vm).map_err(stage("open"))?,
@@ -66,7 +66,7 @@ pub(super) fn open(
 fn open_scratch(
     entry: &Entry,
     plan: &Plan,
-    mounted: Option<&Content>,
+    mounted: Option<Kept<'_>>,
 ) -> Result<Option<File>, ScratchError> {
     match (&plan.vm.scratch, &plan.root) {
         (Some(scratch), _) => scratch.open(entry.directory(), mounted).map(Some),

@@ -226,8 +226,11 @@ pub(crate) fn copy_content(from: &File, to: &File, length: u64) -> io::Result<()
         return Ok(());
     }
     to.set_len(length)?;
-    let mut chunk = Vec::new();
-    each_run(from, length, |run| copy_range(from, to, run, &mut chunk))
+    each_run(from, length, |run| {
+        let (place, end) = (run.start, run.end);
+        copy_run(from, run, to, place)?;
+        Ok(end)
+    })
 }
 
 /// Shows where the first `length` bytes of `file` hold data. What is shown returns where to go on.
@@ -262,35 +265,39 @@ pub(crate) fn next_run(
     }
 }
 
-/// Copies one run of bytes; returns where it ended.
-fn copy_range(
+/// Copies the bytes `run` of `from` to `place` in `to`, as many as there are.
+///
+/// # Errors
+/// What the file systems say.
+pub(crate) fn copy_run(
     from: &File,
+    run: std::ops::Range<u64>,
     to: &File,
-    range: std::ops::Range<u64>,
-    chunk: &mut Vec<u8>,
-) -> io::Result<u64> {
-    let mut at = range.start;
-    while at < range.end {
-        let left = usize::try_from(range.end - at).unwrap_or(usize::MAX);
-        let (mut source, mut target) = (at, at);
+    place: u64,
+) -> io::Result<()> {
+    let mut chunk = Vec::new();
+    let mut at = run.start;
+    while at < run.end {
+        let left = usize::try_from(run.end - at).unwrap_or(usize::MAX);
+        let (mut source, mut target) = (at, place + (at - run.start));
         match rustix::fs::copy_file_range(from, Some(&mut source), to, Some(&mut target), left) {
             // It was cut since it was looked at.
-            Ok(0) => return Ok(range.end),
+            Ok(0) => break,
             Ok(count) => at += count as u64,
             Err(Errno::INTR) => {}
             Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
                 chunk.resize(left.min(CHUNK), 0);
-                let count = from.read_at(chunk, at)?;
+                let count = from.read_at(&mut chunk, at)?;
                 if count == 0 {
-                    return Ok(range.end);
+                    break;
                 }
-                to.write_all_at(chunk.get(..count).unwrap_or_default(), at)?;
+                to.write_all_at(chunk.get(..count).unwrap_or_default(), target)?;
                 at += count as u64;
             }
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(at)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! 0            the memory, zero pages as holes; mapped as it lies
+//!              a template's: what its guest's disk has, run by run
 //! memory_bytes "hull-template CRC\n", with the CRC-32 of all that follows ("hull-checkpoint CRC\n")
 //!              the header, one line of JSON; the machine's state, MessagePack
 //! end - 8      memory_bytes, 64 bits, little-endian
@@ -28,7 +29,7 @@ use crate::rootfs::next_run;
 /// Digits of a CRC-32 and a newline, which follow the first word.
 const CRC: usize = 9;
 /// Memory comes in multiples of this.
-const UNIT: u64 = 2 << 20;
+pub(super) const UNIT: u64 = 2 << 20;
 /// The most that may lie behind the memory.
 const MOST_HEAD: u64 = 128 << 20;
 const PAGE: usize = 4096;
@@ -85,7 +86,7 @@ impl Kind {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Header<K> {
     pub(crate) key: K,
-    /// Bytes of the guest's memory.
+    /// Bytes of the guest's memory, and of what lies with it.
     pub(crate) memory_bytes: u64,
     /// The guest kernel's release.
     pub(crate) kernel: String,
@@ -118,6 +119,41 @@ impl Pages for Stored<'_> {
 
     fn read_at(&self, pages: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(pages, offset)
+    }
+}
+
+/// Those, and behind them what is on a disk.
+pub(super) struct WithDisk<'a> {
+    pub(super) memory: Stored<'a>,
+    pub(super) on_disk: &'a [u8],
+}
+
+impl Pages for WithDisk<'_> {
+    fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
+        let begin = self.memory.length;
+        if offset < begin
+            && let Some(next) = self.memory.next_data(offset)?
+        {
+            return Ok(Some(next));
+        }
+        let end = begin + (self.on_disk.len() as u64).next_multiple_of(PAGE as u64);
+        let next = offset.max(begin);
+        Ok((next < end).then_some((next, end)))
+    }
+
+    fn read_at(&self, pages: &mut [u8], offset: u64) -> io::Result<()> {
+        let Some(begin) = offset.checked_sub(self.memory.length) else {
+            return self.memory.read_at(pages, offset);
+        };
+        let begin = usize::try_from(begin).unwrap_or(usize::MAX);
+        let bytes = self.on_disk.get(begin..).unwrap_or_default();
+        let count = bytes.len().min(pages.len());
+        pages.fill(0);
+        let (there, here) = (bytes.get(..count), pages.get_mut(..count));
+        if let (Some(there), Some(here)) = (there, here) {
+            here.copy_from_slice(there);
+        }
+        Ok(())
     }
 }
 

@@ -19,7 +19,7 @@ use crate::network::Cards;
 use crate::plan::PlannedVm;
 
 /// Version of all that a template holds, whatever else is equal.
-const EPOCH: u32 = 5;
+const EPOCH: u32 = 6;
 
 /// The running program, whose devices the template's guest knows.
 const OWN_PROGRAM: &str = "/proc/self/exe";

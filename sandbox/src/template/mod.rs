@@ -33,11 +33,11 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::plan::PlannedVm;
-use crate::scratch::Content;
+use crate::scratch::{Content, Kept};
 use crate::settings::Settings;
 use crate::sys;
 
-use file::{FileError, Header, Kind, Saved, Stored};
+use file::{FileError, Header, Kind, Saved, Stored, WithDisk};
 pub(crate) use key::{Ground, Key, KeyError, Start};
 
 /// The directory below the state's.
@@ -111,15 +111,28 @@ pub(crate) struct Template {
     /// Begins with the memory.
     pub(crate) file: File,
     pub(crate) state: MachineState,
-    /// What its guest expects on its disk, if it has that mounted.
-    pub(crate) scratch: Option<Content>,
+    /// What its guest expects on its disk, if it has that mounted, and where in the file its bytes
+    /// begin.
+    pub(crate) scratch: Option<(Content, u64)>,
     /// The guest kernel's release.
     pub(crate) kernel: String,
     /// What its starts need, once one has been watched.
     pub(crate) working_set: Option<WorkingSet>,
 }
 
-/// A guest to be copied, but for its memory.
+impl Template {
+    /// What its guest expects on its disk, if it has that mounted.
+    pub(crate) fn scratch(&self) -> Option<Kept<'_>> {
+        let (content, offset) = self.scratch.as_ref()?;
+        Some(Kept {
+            content,
+            file: &self.file,
+            offset: *offset,
+        })
+    }
+}
+
+/// A guest to be copied, but for its memory and its disk's.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct SavedGuest<M> {
     pub(crate) machine: M,
@@ -189,6 +202,10 @@ impl Templates {
             }
             let is_new = file::check_memory(&file, &header)?;
             let guest = state.read::<SavedGuest<MachineState>>()?;
+            let on_disk = guest.scratch.as_ref().map_or(0, Content::length);
+            if header.memory_bytes != stored_bytes(key.memory_bytes, on_disk) {
+                return Err(FileError::Wrong("it has another memory or disk"));
+            }
             Ok((header.kernel, guest, is_new))
         });
         let (kernel, guest, is_new) = checked.map_err(|error| unusable(error.into()))?;
@@ -203,7 +220,7 @@ impl Templates {
         Ok(Some(Template {
             file,
             state: guest.machine,
-            scratch: guest.scratch,
+            scratch: guest.scratch.map(|content| (content, key.memory_bytes)),
             kernel,
             working_set,
         }))
@@ -364,7 +381,8 @@ impl Maker<'_> {
             .map_err(|error| self.templates.disk("create a file in", "")(error.into()))
     }
 
-    /// Fills a file with a guest and gives it its name; removes what is too much by then.
+    /// Fills a file with a guest, whose disk has these bytes, and gives it its name; removes what
+    /// is too much by then.
     ///
     /// # Errors
     /// If the disk refuses.
@@ -373,11 +391,12 @@ impl Maker<'_> {
         key: &Key,
         kernel: &str,
         memory: &File,
+        on_disk: &[u8],
         guest: &SavedGuest<&MachineState>,
     ) -> Result<(), TemplateError> {
         let name = key.name();
         let file = self.fresh_file()?;
-        let memory_bytes = key.memory_bytes;
+        let memory_bytes = stored_bytes(key.memory_bytes, on_disk.len() as u64);
         let saved = Saved {
             kind: Kind::Template,
             key,
@@ -385,9 +404,12 @@ impl Maker<'_> {
             memory_bytes,
             state: guest,
         };
-        let memory = Stored {
-            file: memory,
-            length: memory_bytes,
+        let memory = WithDisk {
+            memory: Stored {
+                file: memory,
+                length: key.memory_bytes,
+            },
+            on_disk,
         };
         file::write(&file, &saved, &memory).map_err(|source| TemplateError::Unusable {
             path: self.templates.directory.join(&name),
@@ -417,6 +439,11 @@ impl Maker<'_> {
         }
         Ok(())
     }
+}
+
+/// Bytes that a template's file begins with: its guest's memory, and what is on its disk.
+fn stored_bytes(memory: u64, on_disk: u64) -> u64 {
+    memory + on_disk.next_multiple_of(file::UNIT)
 }
 
 /// Has the host hold in huge pages what runs at each start beside the guest: this program, and the

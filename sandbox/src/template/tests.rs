@@ -21,9 +21,11 @@ fn memory() -> File {
     file
 }
 
-fn disk() -> Content {
+/// What is on a disk, and its bytes.
+fn disk() -> (Content, Vec<u8>) {
     let file = tempfile::tempfile().unwrap();
     file.write_all_at(b"mounted", 1 << 20).unwrap();
+    file.write_all_at(&[9; 9000], 3 << 20).unwrap();
     Content::of(&file).unwrap()
 }
 
@@ -44,11 +46,14 @@ fn made(directory: &std::path::Path) -> (Templates, Key) {
 
 fn make(templates: &Templates, key: &Key) {
     let maker = templates.maker().unwrap().unwrap();
+    let (content, bytes) = disk();
     let guest = SavedGuest {
         machine: &state(),
-        scratch: Some(disk()),
+        scratch: Some(content),
     };
-    maker.publish(key, "6.12", &memory(), &guest).unwrap();
+    maker
+        .publish(key, "6.12", &memory(), &bytes, &guest)
+        .unwrap();
 }
 
 fn names(templates: &Templates) -> usize {
@@ -61,7 +66,12 @@ fn what_was_made_is_found_with_its_memory() {
     let (templates, key) = made(directory.path());
     let template = templates.find(&key).unwrap().unwrap();
     assert_eq!(template.kernel, "6.12");
-    assert_eq!(template.scratch, Some(disk()));
+    let (content, bytes) = disk();
+    let kept = template.scratch().unwrap();
+    assert_eq!(*kept.content, content);
+    let mut given = vec![0; bytes.len()];
+    kept.file.read_exact_at(&mut given, kept.offset).unwrap();
+    assert!(given == bytes);
     let (mut ours, mut given) = (vec![0; MEMORY as usize], vec![0; MEMORY as usize]);
     memory().read_exact_at(&mut ours, 0).unwrap();
     template.file.read_exact_at(&mut given, 0).unwrap();
