@@ -1,6 +1,6 @@
 //! The image that test cases run: static busybox, a few users, a few files.
 //!
-//! Owns: its layer, its configurations, its docker-archive. Refuses: to be found by anybody else's
+//! Owns: its layers, its configurations, its docker-archive. Refuses: to be found by anybody else's
 //! tool; those images are made by those tools, in their own suite.
 
 #![expect(
@@ -66,10 +66,10 @@ const FILES: [(&str, u32, u64, &str); 7] = [
     ("data/seed", 0o640, 1000, "from the image\n"),
 ];
 
-/// The images' one layer, as a tar.
+/// The images' layers, each a tar, the lowest first.
 #[derive(Debug)]
 pub struct Image {
-    layer: Vec<u8>,
+    layers: Vec<Vec<u8>>,
 }
 
 impl Image {
@@ -104,8 +104,31 @@ impl Image {
             entry(&mut layer, path, EntryType::Regular, (mode, owner), bytes);
         }
         Self {
-            layer: layer.into_inner().expect("write to memory"),
+            layers: vec![layer.into_inner().expect("write to memory")],
         }
+    }
+
+    /// With one more layer, of these files: paths and contents. A path whose last part begins with
+    /// `.wh.` takes away what is below (OCI image specification, "Whiteouts").
+    ///
+    /// # Panics
+    /// Never: it is written to memory.
+    #[must_use]
+    pub fn with_layer(mut self, files: &[(&str, &str)]) -> Self {
+        let mut layer = Builder::new(Vec::new());
+        for (path, contents) in files {
+            let access = (0o644, 0);
+            entry(
+                &mut layer,
+                path,
+                EntryType::Regular,
+                access,
+                contents.as_bytes(),
+            );
+        }
+        self.layers
+            .push(layer.into_inner().expect("write to memory"));
+        self
     }
 
     /// With busybox once more, under a path that chooses the applet, with file capabilities
@@ -114,19 +137,20 @@ impl Image {
     /// # Panics
     /// When there is no busybox.
     #[must_use]
-    pub fn with_capable(self, path: &str, capabilities: &[u8]) -> Self {
+    pub fn with_capable(mut self, path: &str, capabilities: &[u8]) -> Self {
         let busybox = fs::read(BUSYBOX).expect("read busybox");
         // Behind what is there, but for the two empty blocks that end it.
-        let mut layer = Builder::new(self.layer);
+        let last = self.layers.pop().expect("an image has a layer");
+        let mut layer = Builder::new(last);
         let end = layer.get_ref().len() - 1024;
         layer.get_mut().truncate(end);
         layer
             .append_pax_extensions([("SCHILY.xattr.security.capability", capabilities)])
             .expect("write to memory");
         entry(&mut layer, path, EntryType::Regular, (0o755, 0), &busybox);
-        Self {
-            layer: layer.into_inner().expect("write to memory"),
-        }
+        self.layers
+            .push(layer.into_inner().expect("write to memory"));
+        self
     }
 
     /// Writes both images as one docker-archive.
@@ -137,17 +161,24 @@ impl Image {
         self.save_as(archive, [(PLAIN, plain()), (CONFIGURED, configured())]);
     }
 
-    /// Writes its layer as a docker-archive of images with these names and configurations.
+    /// Writes its layers as a docker-archive of images with these names and configurations.
     ///
     /// # Panics
     /// When the disk refuses.
     pub fn save_as<const N: usize>(&self, archive: &Path, images: [(&str, Value); N]) {
-        let layer = archive.with_extension("layer");
-        fs::write(&layer, &self.layer).expect("write the layer");
-        let diff_id = format!("sha256:{}", sha256(&layer));
-        fs::remove_file(&layer).expect("remove the layer");
         let mut tar = Builder::new(Vec::new());
         let mut manifest = Vec::new();
+        let (mut diff_ids, mut names) = (Vec::new(), Vec::new());
+        for layer in &self.layers {
+            let file = archive.with_extension("layer");
+            fs::write(&file, layer).expect("write the layer");
+            let sum = sha256(&file);
+            fs::remove_file(&file).expect("remove the layer");
+            let name = format!("{sum}.tar");
+            entry(&mut tar, &name, EntryType::Regular, (0o644, 0), layer);
+            diff_ids.push(format!("sha256:{sum}"));
+            names.push(name);
+        }
         for (name, config) in images {
             let file = format!("{}.json", name.replace(':', "-"));
             let config = json!({
@@ -155,7 +186,7 @@ impl Image {
                 "os": "linux",
                 "created": "2026-01-01T00:00:00Z",
                 "config": config,
-                "rootfs": { "type": "layers", "diff_ids": [diff_id] },
+                "rootfs": { "type": "layers", "diff_ids": diff_ids },
                 "history": [{ "created": "2026-01-01T00:00:00Z", "created_by": "tests" }],
             });
             let text = config.to_string();
@@ -167,16 +198,9 @@ impl Image {
                 text.as_bytes(),
             );
             manifest.push(json!({
-                "Config": file, "RepoTags": [name], "Layers": ["layer.tar"],
+                "Config": file, "RepoTags": [name], "Layers": names,
             }));
         }
-        entry(
-            &mut tar,
-            "layer.tar",
-            EntryType::Regular,
-            (0o644, 0),
-            &self.layer,
-        );
         let manifest = Value::from(manifest).to_string();
         entry(
             &mut tar,
@@ -189,13 +213,14 @@ impl Image {
         fs::write(archive, bytes).expect("write the archive");
     }
 
-    /// Unpacks the layer, for tools that take a directory.
+    /// Unpacks the lowest layer, for tools that take a directory.
     ///
     /// # Panics
     /// When the disk refuses.
     pub fn unpack(&self, directory: &Path) {
         fs::create_dir_all(directory).expect("make a root's directory");
-        let mut archive = tar::Archive::new(self.layer.as_slice());
+        let layer = self.layers.first().expect("an image has a layer");
+        let mut archive = tar::Archive::new(layer.as_slice());
         archive.set_preserve_ownerships(true);
         archive.set_preserve_permissions(true);
         archive.unpack(directory).expect("unpack the layer");

@@ -8,6 +8,7 @@ mod exec;
 mod foreign;
 mod isolation;
 mod jail;
+mod layers;
 mod scratch;
 mod states;
 mod stops;
