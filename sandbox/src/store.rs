@@ -39,7 +39,7 @@ const PLAN: &str = "plan.json";
 const LOCK: &str = "lock";
 const STATE: &str = "state.json";
 const EXIT: &str = "exit.json";
-const LIMITS: &str = "limits.json";
+pub(crate) const LIMITS: &str = "limits.json";
 const PASSING: &str = "passing";
 
 /// What the store could not do.
@@ -485,11 +485,16 @@ impl Entry {
         &self.directory
     }
 
-    /// Reads its plan, with the limits that it has by now.
+    /// Reads its plan, with the limits that it has by now and a VM that begins with room for them.
     ///
     /// # Errors
     /// If it can't be read.
     pub fn plan(&self) -> Result<Plan, StoreError> {
+        Ok(self.saved_plan()?.grown())
+    }
+
+    /// Reads its plan, with the limits that it has by now and the VM that it was made with.
+    pub(crate) fn saved_plan(&self) -> Result<Plan, StoreError> {
         let plan: Option<Plan> = read(&self.directory.join(PLAN))?;
         let plan = plan.ok_or_else(|| StoreError::NotFound(self.id().to_owned()))?;
         let path = self.directory.join(LIMITS);

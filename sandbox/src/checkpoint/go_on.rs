@@ -13,7 +13,7 @@ use crate::plan::{self, Identity, Plan, PlanError, PlannedRoot};
 use crate::rootfs::copy_whole;
 use crate::template::file::{self, FileError, Header, Kind};
 
-use super::{About, CheckpointError, DISK, GUEST, open_guest};
+use super::{About, CheckpointError, GUEST, KEPT, open_guest};
 
 /// What a container that goes on has of its own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -76,7 +76,7 @@ impl Engine {
         let container = self.make(None, request.name.as_deref(), |identity| {
             copy_of(saved, identity, request)
         })?;
-        for name in DISK {
+        for name in KEPT {
             let from = checkpoint.join(name);
             if !from.exists() {
                 continue;
@@ -86,7 +86,7 @@ impl Engine {
                 // The first error is the one to tell.
                 let _ = container.remove(true);
                 return Err(CheckpointError::Disk {
-                    action: "copy the checkpoint's disk to",
+                    action: "copy what the checkpoint has to",
                     path: to,
                     source,
                 }

@@ -4,7 +4,8 @@
 //! ```text
 //! DIR/guest                         a saved guest's file (`template::file`): what it stands on and
 //!                                   its plan in the header, its machine and streams behind
-//! DIR/scratch, volumes, identity    what the container's directory held, as it was
+//! DIR/scratch, volumes, identity,   what the container's directory held, as it was
+//!     limits.json
 //! ```
 //!
 //! Owns that directory: whoever takes a checkpoint copies the disk while the monitor has the guest
@@ -29,6 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::plan::Plan;
 use crate::scratch;
+use crate::store;
 use crate::template::file::{self, FileError, Header, Kind};
 use crate::template::{Ground, KeyError};
 
@@ -39,8 +41,8 @@ pub use take::{Saved, Staged};
 
 /// The file that holds the guest.
 const GUEST: &str = "guest";
-/// What else of a container's directory is its disk.
-const DISK: [&str; 3] = [scratch::NAME, "volumes", "identity"];
+/// What else of a container's directory its copies have: its disk, and the limits that it has by now.
+const KEPT: [&str; 4] = [scratch::NAME, "volumes", "identity", store::LIMITS];
 
 /// A checkpoint that can't be taken or gone on from.
 #[derive(Debug, thiserror::Error)]

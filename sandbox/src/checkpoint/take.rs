@@ -18,7 +18,7 @@ use crate::rootfs::copy_whole;
 use crate::template::Ground;
 
 use super::staging::Staging;
-use super::{CheckpointError, DISK, GUEST};
+use super::{CheckpointError, GUEST, KEPT};
 
 /// A checkpoint that is complete and has no name yet: dropped, it is gone.
 #[derive(Debug)]
@@ -96,11 +96,11 @@ impl Container {
             .open(&guest)
             .map_err(failed("create", guest.clone()))?;
         self.ask_for(&monitor, &file)?;
-        for name in DISK {
+        for name in KEPT {
             let from = self.entry().directory().join(name);
             if from.exists() {
                 let to = staging.path().join(name);
-                copy_whole(&from, &to).map_err(failed("copy the container's disk to", to))?;
+                copy_whole(&from, &to).map_err(failed("copy what the container has to", to))?;
             }
         }
         staging.sync()?;

@@ -202,7 +202,11 @@ impl Monitor {
         // Unsigned, it can't be removed by force; that is no reason not to run.
         let _ = lock::sign(&self.lock);
         raise_descriptor_limit();
-        let plan = match self.entry.plan() {
+        let plan = match self.checkpoint {
+            Some(_) => self.entry.saved_plan(),
+            None => self.entry.plan(),
+        };
+        let plan = match plan {
             Ok(plan) => plan,
             Err(error) => return self.give_up(None, stage("open")(error)),
         };

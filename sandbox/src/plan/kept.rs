@@ -42,16 +42,23 @@ impl Plan {
             merge(resources, serde_json::to_value(&limits.guest)?);
         }
         self.spec = OciJson::write(&spec)?;
-        // What its VM grew to while it ran, it begins with.
-        let more = growth(&self.vm, memory_limit(&self).unwrap_or(0));
-        self.vm.memory_bytes += more;
-        let left = self.vm.growth_bytes - more;
-        self.vm.growth_bytes = left / MEM_UNIT_BYTES * MEM_UNIT_BYTES;
         // A checkpoint's plan has those that it was taken with.
         let before = self.limits.take().unwrap_or_default();
         let (guest, host) = (limits.guest, limits.host);
         self.limits = Some(before.and(&Update { guest, host })?);
         Ok(self)
+    }
+
+    /// This plan with a VM that begins with what it grew to while it ran, for limits that were changed.
+    pub(crate) fn grown(mut self) -> Self {
+        if self.limits.is_none() {
+            return self;
+        }
+        let more = growth(&self.vm, memory_limit(&self).unwrap_or(0));
+        self.vm.memory_bytes += more;
+        let left = self.vm.growth_bytes - more;
+        self.vm.growth_bytes = left / MEM_UNIT_BYTES * MEM_UNIT_BYTES;
+        self
     }
 }
 
@@ -132,7 +139,9 @@ mod tests {
         let change = json!({"memory": {"limit": had + (1 << 30)}});
         let change = serde_json::from_value(change).unwrap();
         let limits = Limits::default().and(&update(&change, &plan).unwrap());
-        let later = plan.limited(limits.unwrap()).unwrap();
+        let same = plan.limited(limits.unwrap()).unwrap();
+        assert_eq!(same.vm.memory_bytes, had);
+        let later = same.grown();
         assert!(later.vm.memory_bytes > had + (1 << 30));
         let (has, left) = (later.vm.memory_bytes, later.vm.growth_bytes);
         assert!(has + left <= had + (4 << 30) && has + left > had + (3 << 30));
