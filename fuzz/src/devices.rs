@@ -136,6 +136,11 @@ impl Blocks for Plugged {
         assert!(blocks.into_iter().all(|block| plugged.remove(&block)));
         Ok(())
     }
+
+    fn restore(&mut self, blocks: &[usize]) -> io::Result<()> {
+        self.0.lock().unwrap().extend(blocks);
+        Ok(())
+    }
 }
 
 pub(crate) fn console(data: &[u8]) {

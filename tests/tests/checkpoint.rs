@@ -381,6 +381,62 @@ fn the_disk_comes_along_with_what_has_no_name_any_more() {
 }
 
 #[test]
+fn a_guest_that_has_grown_goes_on_as_large() {
+    let Some(hull) = Hull::new() else { return };
+    run(
+        &hull,
+        "grown",
+        &["-m", "100m", "--tmpfs", "/t:size=200m"],
+        "sleep 9999",
+    );
+    let update = |name: &str, limit: &str| {
+        hull.cmd(["update", "-m", limit, name]).output().ok();
+    };
+    let mib = |name: &str| -> u64 {
+        let script = "sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo";
+        exec(&hull, name, script).trim().parse::<u64>().unwrap() >> 10
+    };
+    let had = mib("grown");
+    update("grown", "500m");
+    let has = mib("grown");
+    assert!(has > had + 300, "{had} MiB, then {has}");
+    // More than it was started with.
+    exec(
+        &hull,
+        "grown",
+        "dd if=/dev/urandom of=/t/full bs=1M count=170 2>/dev/null",
+    );
+    let content = "md5sum /t/full; cat /sys/fs/cgroup/memory.max";
+    let before = exec(&hull, "grown", content);
+    assert!(before.ends_with("\n524288000\n"), "{before}");
+    let (saved, said) = checkpoint(&hull, "grown", &[]);
+    said.ok();
+    go_on(&hull, &saved, &["-d", "--name", "again"]).ok();
+    hull.cmd(["fork", "--name", "third", "again"]).output().ok();
+    for name in ["again", "third"] {
+        assert_eq!(exec(&hull, name, content), before);
+        assert_eq!(mib(name), has);
+        let words = ["inspect", "-f", "{{.HostConfig.Memory}}", name];
+        assert_eq!(hull.cmd(words).output().ok(), "524288000\n");
+    }
+    // Its memory comes and goes as before, and at its next start it is as large.
+    exec(&hull, "third", "rm /t/full");
+    update("third", "90m");
+    let begun = Instant::now();
+    while mib("third") > had + 100 {
+        assert!(begun.elapsed() < DEADLINE, "{} MiB", mib("third"));
+    }
+    update("again", "600m");
+    assert!(mib("again") > has + 50, "{} MiB", mib("again"));
+    hull.cmd(["kill", "again"]).output().ok();
+    hull.cmd(["wait", "again"]).output().ok();
+    hull.cmd(["start", "again"]).output().ok();
+    let begun = mib("again");
+    assert!((600..800).contains(&begun), "{begun} MiB");
+    hull.cmd(["rm", "-f", "again", "third"]).output().ok();
+}
+
+#[test]
 fn what_cant_be_saved_says_why() {
     let Some(hull) = Hull::new() else { return };
     let refused = |name: &str, word: &str| {

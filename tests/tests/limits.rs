@@ -379,19 +379,12 @@ fn dockers_commands_say_the_same() {
     let stats = hull.cmd(["stats", "--no-stream", "half"]).output().ok();
     assert!(stats.contains(" / 100MiB"), "{stats}");
 
-    // More than its machine was started with: that is given, and stands against a checkpoint.
+    // More than its machine was started with: that is given.
     hull.cmd(["update", "-m", "700m", "half"]).output().ok();
     // Its kernel has the last of it in use a moment after it took it.
     let until = "until read _ kib _ < /proc/meminfo && [ $kib -ge 716800 ]; do sleep 0.1; done";
     let until = ["exec", "half", "sh", "-c", until];
     hull.cmd(until).output().ok();
-    let directory = text(&hull.path().join("checkpoint"));
-    let refused = hull.cmd(["checkpoint", "half", &directory]).output();
-    assert!(
-        refused.code != 0 && refused.errors().contains("of memory beyond"),
-        "{:?}",
-        refused.all()
-    );
     hull.cmd(["rm", "-f", "half"]).output().ok();
 }
 

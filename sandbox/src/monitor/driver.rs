@@ -173,6 +173,7 @@ impl<'a> Driver<'a> {
             leaving: None,
             chunk: vec![0; 64 * 1024],
         };
+        driver.level_carried();
         if !driver.plan.interactive && !driver.plan.tty {
             driver.stdin.end(&mut driver.agent);
         }

@@ -67,6 +67,24 @@ impl Blocks for MemoryBlocks {
     fn unplug(&mut self, blocks: Range<usize>) -> io::Result<()> {
         self.unplug_some(blocks.clone(), blocks)
     }
+
+    /// Their bytes are those that lie behind RAM's in its file, one block's behind another's.
+    fn restore(&mut self, blocks: &[usize]) -> io::Result<()> {
+        if blocks.is_empty() {
+            return Ok(());
+        }
+        let ram = memory::now(&self.ram);
+        let (saved, mut offset) = memory::end_in_file(&ram).ok_or(io::ErrorKind::NotFound)?;
+        let mut restored = Vec::with_capacity(blocks.len());
+        for &index in blocks {
+            let block = memory::saved_block(self.region.block(index), saved, offset);
+            restored.push(block.map_err(io::Error::other)?);
+            offset += self.region.block_bytes;
+        }
+        memory::add(&self.ram, &restored)?;
+        let mut both = blocks.iter().zip(&restored);
+        both.try_for_each(|(&index, block)| self.set(index, block, true))
+    }
 }
 
 impl MemoryBlocks {

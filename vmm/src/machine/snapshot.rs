@@ -2,8 +2,9 @@
 //!
 //! Memory is not in here: with [`crate::spec::MemoryBacking::Shared`] it is in
 //! [`Machine::memory_file`], which a copy maps with
-//! [`crate::spec::MemoryBacking::Template`]. The order is vCPUs, the VM's chips and clock,
-//! then devices, which may raise an interrupt at once.
+//! [`crate::spec::MemoryBacking::Template`]. What came beside RAM lies behind it in the file.
+//! The order is those blocks, vCPUs, the VM's chips and clock, then devices, which may raise an
+//! interrupt at once.
 
 use std::ops::Range;
 
@@ -16,12 +17,13 @@ use crate::kvm::state::{VcpuState, VmState};
 use crate::memory::Observer;
 use crate::spec::{Checked, VmSpec};
 use crate::virtio::device::{Persist, RestoreError};
+use crate::virtio::mem::Mem;
 use crate::virtio::net::Net;
 use crate::virtio::transport::SlotState;
 use crate::virtio::vsock::{Vsock, VsockState};
 
 /// The version of the state's layout: one that differs is refused.
-const EPOCH: u32 = 3;
+const EPOCH: u32 = 4;
 
 /// Everything of a machine but its memory.
 #[derive(Debug, Serialize, Deserialize)]
@@ -155,13 +157,20 @@ impl Machine {
             return Ok(());
         };
         self.check(&state, vcpus.len())?;
+        let slots = self.bus.slots().iter().zip(state.slots);
+        // What the others know of may lie in blocks.
+        let (blocks, others): (Vec<_>, Vec<_>) =
+            slots.partition(|(slot, _)| slot.unit() == Mem::UNIT);
+        blocks
+            .into_iter()
+            .try_for_each(|(slot, state)| slot.restore(state))?;
         for (vcpu, state) in vcpus.iter().zip(&state.vcpus) {
             vcpu.restore(state)?;
         }
         self.vm.restore(&state.vm)?;
-        for (slot, state) in self.bus.slots().iter().zip(state.slots) {
-            slot.restore(state)?;
-        }
+        others
+            .into_iter()
+            .try_for_each(|(slot, state)| slot.restore(state))?;
         if let Some(serial) = state.serial {
             self.bus.restore_serial(serial);
         }

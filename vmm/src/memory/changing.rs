@@ -4,15 +4,17 @@
 //! the work began, [`now`]: a block that is taken away meanwhile goes back to the host when the
 //! last of them is done, and nothing that begins afterwards finds it.
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
 use vm_memory::{
-    GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap, GuestRegionMmap,
+    GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryAtomic, GuestMemoryMmap,
+    GuestMemoryRegion, GuestRegionMmap,
 };
 
-use super::{GAP_END, GuestRam, MemoryError, map_region, prefer_huge_pages, ram_ranges};
+use super::{GAP_END, GuestRam, MemoryError, map_region, next_data, prefer_huge_pages, ram_ranges};
 
 /// Guest memory as it changes: shared, cheap to clone.
 pub type ChangingRam = GuestMemoryAtomic<GuestMemoryMmap>;
@@ -45,6 +47,26 @@ pub(crate) fn new_block(range: Range<u64>) -> Result<Block, MemoryError> {
     let block = map_region(range, flags, None)?;
     prefer_huge_pages(&block);
     Ok(Arc::new(block))
+}
+
+/// A block with a saved guest's content, which `file` has from `offset` on; the file stays as it is.
+pub(crate) fn saved_block(
+    range: Range<u64>,
+    file: &Arc<File>,
+    offset: u64,
+) -> Result<Block, MemoryError> {
+    let end = offset + (range.end - range.start);
+    if let Ok(None) = next_data(file, offset, end) {
+        return new_block(range);
+    }
+    map_region(range, libc::MAP_PRIVATE, Some((file, offset))).map(Arc::new)
+}
+
+/// The file that guest memory is a private mapping of, and where in it that memory ends.
+pub(crate) fn end_in_file(memory: &GuestRam) -> Option<(&Arc<File>, u64)> {
+    let last = memory.iter().last()?;
+    let begin = last.file_offset()?;
+    Some((begin.arc(), begin.start() + last.len()))
 }
 
 /// Makes blocks a part of guest memory: all of them, or none if one lies where something is.

@@ -1,5 +1,5 @@
-//! The content of guest RAM as a file would hold it: without the gap, and without pages of which it
-//! is known that nothing is in them.
+//! The content of guest memory as a file would hold it: RAM and the blocks beside it without gaps, and
+//! without pages of which it is known that nothing is in them.
 //!
 //! Reading a page that was never touched would have the host give it memory. So only those are read
 //! that the host has memory for, or that a template has bytes for.
@@ -9,18 +9,20 @@ use std::io;
 use std::ops::Range;
 
 use rustix::fs::SeekFrom;
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryRegion};
+use vm_memory::{Address, Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryRegion};
 
 use super::working_set::{PRESENT, add, each_page};
-use super::{GAP_END, GAP_START, GuestRam, PAGE, next_data};
+use super::{GuestRam, PAGE, next_data};
 
 /// `/proc/PID/pagemap`: the page is swapped out.
 const SWAPPED: u64 = 1 << 62;
 
-/// The content of guest RAM, while nothing writes to it.
+/// The content of guest memory, while nothing writes to it.
 #[derive(Debug)]
 pub struct MemoryImage {
     memory: GuestRam,
+    /// Where a region begins in the image, and its guest-physical address: lowest first.
+    places: Vec<(u64, u64)>,
     filled: Vec<Range<u64>>,
     length: u64,
 }
@@ -34,7 +36,9 @@ impl MemoryImage {
         let pagemap = File::open("/proc/self/pagemap")?;
         let mut length = 0;
         let mut filled = Vec::new();
+        let mut places = Vec::new();
         for region in memory.iter() {
+            places.push((length, region.start_addr().raw_value()));
             let mut ranges = Vec::new();
             each_page(&pagemap, region, |offset, bits| {
                 if bits & (PRESENT | SWAPPED) != 0 {
@@ -49,6 +53,7 @@ impl MemoryImage {
         }
         Ok(Self {
             memory: GuestRam::clone(memory),
+            places,
             filled: joined(filled),
             length,
         })
@@ -73,10 +78,14 @@ impl MemoryImage {
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let (mut buffer, mut offset) = (buffer, offset);
         while !buffer.is_empty() {
-            let (address, room) = match offset {
-                0..GAP_START => (offset, GAP_START - offset),
-                _ => (offset + (GAP_END - GAP_START), u64::MAX),
-            };
+            let next = self.places.partition_point(|(begin, _)| *begin <= offset);
+            let end = self.places.get(next).map_or(self.length, |(end, _)| *end);
+            let (begin, guest) = *next
+                .checked_sub(1)
+                .and_then(|last| self.places.get(last))
+                .filter(|_| offset < end)
+                .ok_or(io::ErrorKind::UnexpectedEof)?;
+            let (address, room) = (guest + (offset - begin), end - offset);
             let count = usize::try_from(room).map_or(buffer.len(), |room| room.min(buffer.len()));
             let (part, rest) = buffer.split_at_mut(count);
             self.memory
@@ -120,9 +129,13 @@ fn joined(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::sync::Arc;
 
     use super::*;
-    use crate::memory::{discard, map_ram};
+    use crate::memory::{
+        ChangingRam, GAP_END, GAP_START, add, discard, end_in_file, map_ram, new_block, now,
+        saved_block,
+    };
     use crate::spec::{MemoryBacking, MemorySpec};
 
     const SIZE: u64 = 32 << 20;
@@ -178,6 +191,46 @@ mod tests {
                 .sum();
             assert!(read <= 8 << 20, "{backing:?}: {:?}", image.filled());
         }
+    }
+
+    #[test]
+    fn blocks_lie_behind_ram() {
+        const BLOCK: u64 = 2 << 20;
+        let at = |block: u64| (4 << 30) + block * BLOCK;
+        let template = tempfile::tempfile().unwrap();
+        template.set_len(SIZE).unwrap();
+        let memory = ram(SIZE, MemoryBacking::Template, Some(template));
+        let memory = ChangingRam::from(memory);
+        let new = [1, 7].map(|block| new_block(at(block)..at(block + 1)).unwrap());
+        add(&memory, &new).unwrap();
+        let memory = now(&memory);
+        for (address, byte) in [(SIZE - 9, 1_u8), (at(1), 2), (at(8) - 5, 3)] {
+            memory
+                .write_slice(&[byte; 5], GuestAddress(address))
+                .unwrap();
+        }
+        let image = MemoryImage::of(&memory).unwrap();
+        let all = content(&image);
+        assert_eq!(all.len() as u64, SIZE + 2 * BLOCK);
+        let place = |at: u64| usize::try_from(SIZE + at).unwrap();
+        assert_eq!(all[place(0) - 9..][..5], [1; 5]);
+        assert_eq!(all[place(0)..][..6], [2, 2, 2, 2, 2, 0]);
+        assert_eq!(all[place(2 * BLOCK) - 6..], [0, 3, 3, 3, 3, 3]);
+
+        // As another machine has it, which may let go of it.
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&all).unwrap();
+        let memory = ram(SIZE, MemoryBacking::Template, Some(file));
+        let (file, end) = end_in_file(&memory).unwrap();
+        assert_eq!(end, SIZE);
+        let block = saved_block(at(7)..at(8), file, end + BLOCK).unwrap();
+        let memory = ChangingRam::from(Arc::clone(&memory));
+        add(&memory, &[block]).unwrap();
+        let memory = now(&memory);
+        let last = GuestAddress(at(8) - 5);
+        assert_eq!(memory.read_obj::<[u8; 5]>(last).unwrap(), [3; 5]);
+        discard(&memory, GuestAddress(at(7)), BLOCK as u32).unwrap();
+        assert_eq!(memory.read_obj::<[u8; 5]>(last).unwrap(), [0; 5]);
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod image;
 mod window;
 mod working_set;
 
-pub(crate) use self::changing::{Block, add, new_block, take};
+pub(crate) use self::changing::{Block, add, end_in_file, new_block, saved_block, take};
 pub use self::changing::{ChangingRam, now, place_of_blocks};
 pub use self::image::MemoryImage;
 pub use self::window::Window;

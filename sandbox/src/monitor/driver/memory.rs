@@ -215,6 +215,13 @@ impl Driver<'_> {
         wanted
     }
 
+    /// Has a guest that had grown when it was saved be as large as its container needs it here.
+    pub(super) fn level_carried(&self) {
+        if self.guest.plugged() > 0 {
+            self.level();
+        }
+    }
+
     fn settle(&mut self, id: &str, done: bool) {
         self.memory.limits.settle(id, done);
         self.level();

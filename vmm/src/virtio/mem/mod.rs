@@ -122,6 +122,12 @@ pub trait Blocks: Send {
     /// # Errors
     /// When the host can't: the guest may be able to reach some of it then.
     fn unplug(&mut self, blocks: Range<usize>) -> io::Result<()>;
+
+    /// Gives these blocks, lowest first, the memory that they had when the machine was saved.
+    ///
+    /// # Errors
+    /// What the host lacks: some of them may be there then.
+    fn restore(&mut self, blocks: &[usize]) -> io::Result<()>;
 }
 
 /// How much memory a guest has in blocks, and is to have; shared by the device and its host.
@@ -199,10 +205,13 @@ pub struct Mem {
     blocks: Box<dyn Blocks>,
 }
 
-/// Where the blocks are that the guest knows of. None of them is plugged.
+/// Where the blocks are that the guest knows of, those that are plugged, lowest first, and how many
+/// bytes of them it is to have. What is in them is guest memory's.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MemState {
     region: Region,
+    plugged: Vec<Range<usize>>,
+    requested: u64,
 }
 
 impl Mem {
@@ -296,11 +305,8 @@ impl Mem {
     }
 
     fn unplug_all(&mut self) -> Result<Answer, DeviceError> {
-        let mut next = 0;
-        while let Some(first) = position(&self.plugged, next, true) {
-            let end = position(&self.plugged, first, false).unwrap_or(self.plugged.len());
-            self.unplug(first..end)?;
-            next = end;
+        for run in runs(&self.plugged) {
+            self.unplug(run)?;
         }
         Ok(Answer::Ack)
     }
@@ -315,11 +321,18 @@ impl Mem {
     }
 }
 
-/// The first block from `from` on that is so.
-fn position(plugged: &[bool], from: usize, wanted: bool) -> Option<usize> {
-    let rest = plugged.get(from..)?;
-    let found = rest.iter().position(|&block| block == wanted)?;
-    Some(from + found)
+/// The plugged ones, lowest first.
+fn runs(plugged: &[bool]) -> Vec<Range<usize>> {
+    let mut next = 0;
+    let mut runs = Vec::new();
+    for run in plugged.chunk_by(|one, other| one == other) {
+        let begin = next;
+        next += run.len();
+        if run.first() == Some(&true) {
+            runs.push(begin..next);
+        }
+    }
+    runs
 }
 
 impl Persist for Mem {
@@ -327,26 +340,37 @@ impl Persist for Mem {
     type State = MemState;
 
     fn save(&self) -> Result<MemState, Unsaveable> {
-        let sizes = lock(&self.extent.sizes);
-        if sizes.plugged != 0 || sizes.requested != 0 {
-            return Err(Unsaveable(format!(
-                "the guest has {} MiB of memory beyond that which it was started with",
-                sizes.plugged.max(sizes.requested) >> 20
-            )));
-        }
         Ok(MemState {
             region: self.extent.region,
+            plugged: runs(&self.plugged),
+            requested: lock(&self.extent.sizes).requested,
         })
     }
 
     fn restore(&mut self, state: MemState) -> Result<(), RestoreError> {
-        if state.region == self.extent.region {
-            return Ok(());
-        }
-        Err(RestoreError::Mismatch {
+        let mismatch = |why| RestoreError::Mismatch {
             unit: Self::UNIT.to_owned(),
-            why: format!("its blocks were at {:?}", state.region),
-        })
+            why,
+        };
+        let region = self.extent.region;
+        if state.region != region {
+            return Err(mismatch(format!("its blocks were at {:?}", state.region)));
+        }
+        let mut next = 0;
+        for run in &state.plugged {
+            if run.start < next || run.is_empty() || run.end > region.count() {
+                return Err(mismatch(format!("it has no blocks {run:?}")));
+            }
+            next = run.end;
+        }
+        let blocks: Vec<usize> = state.plugged.iter().cloned().flatten().collect();
+        let given = self.blocks.restore(&blocks);
+        given.map_err(|error| mismatch(format!("its memory can't be had: {error}")))?;
+        for run in state.plugged {
+            self.mark(run, true);
+        }
+        self.extent.request(state.requested);
+        Ok(())
     }
 }
 

@@ -45,6 +45,11 @@ impl Blocks for Seen {
         assert!(blocks.into_iter().all(|block| seen.0.remove(&block)));
         Ok(())
     }
+
+    fn restore(&mut self, blocks: &[usize]) -> io::Result<()> {
+        let mut runs = blocks.iter().map(|&block| block..block + 1);
+        runs.try_for_each(|run| self.plug(run))
+    }
 }
 
 fn device() -> (Mem, Seen) {
@@ -185,7 +190,7 @@ fn a_host_that_lacks_memory_says_so() {
 }
 
 #[test]
-fn its_state_survives_with_nothing_plugged() {
+fn its_state_survives_with_what_is_plugged() {
     let (from, _) = device();
     let (mut to, _) = device();
     persist_roundtrip(&from, &mut to);
@@ -195,9 +200,49 @@ fn its_state_survives_with_nothing_plugged() {
     };
     let mut other = Mem::new(other, Box::new(Seen::default())).unwrap();
     assert!(other.restore(from.save().unwrap()).is_err());
-    from.extent().request(BLOCK);
-    let Unsaveable(why) = from.save().unwrap_err();
-    assert!(why.contains("2 MiB"), "{why}");
+
+    from.extent().request(6 * BLOCK);
+    let mut bench = Bench::new(from);
+    for (block, count) in [(0, 2), (4, 1), (63, 1)] {
+        assert_eq!(ask(&mut bench, PLUG, at(block), count), ACK);
+    }
+    persist_roundtrip(&bench.device, &mut to);
+    let extent = to.extent();
+    assert_eq!(extent.plugged(), 4 * BLOCK);
+    let mut bench = Bench::new(to);
+    assert_eq!(ask(&mut bench, STATE, at(63), 1), (0, 0));
+    assert_eq!(ask(&mut bench, PLUG, at(4), 1), ERROR);
+    assert_eq!(ask(&mut bench, PLUG, at(5), 2), ACK);
+    assert_eq!(ask(&mut bench, PLUG, at(7), 1), NACK);
+}
+
+/// A state in which runs of blocks are plugged, each from the first number to before the second.
+fn with_plugged(runs: &[[usize; 2]]) -> MemState {
+    MemState {
+        region: REGION,
+        plugged: runs.iter().map(|[begin, end]| *begin..*end).collect(),
+        requested: BLOCK,
+    }
+}
+
+#[test]
+fn a_state_with_blocks_that_cant_be_is_refused() {
+    let runs: [&[_]; 4] = [&[[63, 65]], &[[3, 4], [3, 5]], &[[5, 6], [1, 2]], &[[7, 7]]];
+    for runs in runs {
+        let (mut device, seen) = device();
+        assert!(device.restore(with_plugged(runs)).is_err());
+        assert_eq!(
+            (seen.has(), device.extent().plugged()),
+            (BTreeSet::new(), 0)
+        );
+    }
+    let (mut device, seen) = device();
+    lock(&seen.0).1 = true;
+    let error = device
+        .restore(with_plugged(&[[0, 1]]))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("out of memory"), "{error}");
 }
 
 /// Blocks of memory that is there, but for KVM.
@@ -212,6 +257,10 @@ impl Blocks for Real {
     fn unplug(&mut self, blocks: Range<usize>) -> io::Result<()> {
         let addresses = blocks.map(|index| REGION.block(index).start);
         memory::take(&self.0, addresses, BLOCK).map(drop)
+    }
+
+    fn restore(&mut self, _: &[usize]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 }
 
