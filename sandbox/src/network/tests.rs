@@ -128,6 +128,8 @@ fn two_joined_namespaces_reach_each_other_and_leave_nothing() {
         other.0
     ));
     other.ip("link set eth0 up");
+    // That its carrier is there, the kernel says later than it answers ip(8).
+    until(|| one.links().contains(" UP "));
     let before = one.links();
     for _ in 0..2 {
         let (left, right) = (join_free(&one), join_free(&other));
