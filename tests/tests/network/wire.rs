@@ -9,6 +9,8 @@ use std::thread::{self, JoinHandle};
 use hull_tests::process::Process;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use crate::peer::until;
+
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// The namespaces, gone when this is dropped.
@@ -126,11 +128,15 @@ impl Wire {
         })
     }
 
-    /// The interfaces of the guest's namespace, as they stand, but for whether the kernel still
-    /// makes sure of an address.
+    /// The interfaces of the guest's namespace, as they stand once the kernel has seen that each
+    /// has a carrier, but for whether it still makes sure of an address.
     pub(crate) fn interfaces(&self) -> String {
-        self.pod_says("ip -details address")
-            .replace(" tentative", "")
+        let mut shown = String::new();
+        until(|| {
+            shown = self.pod_says("ip -details address");
+            !shown.contains("state DOWN")
+        });
+        shown.replace(" tentative", "")
     }
 }
 
