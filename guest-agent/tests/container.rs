@@ -6,7 +6,7 @@ mod guest;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
-use guest::{Guest, fresh_name};
+use guest::{Guest, fresh_name, install};
 use hull_proto::{ExitStatus, FailureKind};
 use serde_json::{Value, json};
 
@@ -275,10 +275,14 @@ fn commands_that_cannot_run_say_why_in_the_engines_words() {
     let guest = guest!();
     let root = guest.root();
     fs::write(root.join("plain"), "x").unwrap();
-    fs::write(root.join("noise"), "\x00\x01garbage").unwrap();
-    fs::set_permissions(root.join("noise"), fs::Permissions::from_mode(0o755)).unwrap();
-    fs::write(root.join("script"), "#!/no/such/interpreter\n").unwrap();
-    fs::set_permissions(root.join("script"), fs::Permissions::from_mode(0o755)).unwrap();
+    for (program, text) in [
+        ("noise", "\x00\x01garbage"),
+        ("script", "#!/no/such/interpreter\n"),
+    ] {
+        let written = root.join("tmp").join(program);
+        fs::write(&written, text).unwrap();
+        install(&written, &root.join(program));
+    }
     use FailureKind::{NotExecutable, NotFound, Refused};
     for (command, kind, message) in [
         (

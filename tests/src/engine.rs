@@ -10,12 +10,11 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use crate::hull::Hull;
 use crate::image::Image;
-use crate::process::Process;
+use crate::process::{Process, install};
 
 /// An engine's own storage beside a Hull's.
 #[derive(Debug)]
@@ -40,9 +39,7 @@ impl<'a> Engine<'a> {
             program.display(),
             root.display()
         );
-        fs::write(&runtime, text).expect("write the runtime");
-        fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755))
-            .expect("make the runtime executable");
+        install(&runtime, text);
         let engine = Self { hull, runtime };
         let archive = hull.path().join("image.tar");
         Image::new().save(&archive);

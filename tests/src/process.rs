@@ -8,12 +8,12 @@
     reason = "what a fixture can't have ends its test"
 )]
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
@@ -61,6 +61,17 @@ pub struct Output {
     pub stdout: Vec<u8>,
     /// All it wrote to stderr.
     pub stderr: Vec<u8>,
+}
+
+/// Makes a program of this text, by another process: a child that another test forks has whatever
+/// this one has open for writing, and nobody can execute that (execve(2), `ETXTBSY`).
+///
+/// # Panics
+/// When it can't be written.
+pub fn install(path: &Path, text: impl Into<Vec<u8>>) {
+    let words = ["install", "-m", "755", "/dev/stdin"].map(OsStr::new);
+    let install = Process::new(words.into_iter().chain([path.as_os_str()]));
+    install.stdin(text).output().ok();
 }
 
 impl Output {

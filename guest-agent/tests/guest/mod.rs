@@ -309,11 +309,19 @@ impl Stream {
     }
 }
 
+/// Copies a program, by another process: a child that another test forks has whatever this one
+/// has open for writing, and nobody can execute that (execve(2), `ETXTBSY`).
+pub(crate) fn install(from: &Path, to: &Path) {
+    let mut command = Command::new("install");
+    let installed = command.args(["-m", "755"]).args([from, to]).status();
+    assert!(installed.unwrap().success());
+}
+
 fn make_root(root: &Path, busybox: &str) {
     for dir in ["bin", "etc", "tmp", "proc", "sys", "dev", "home/app"] {
         fs::create_dir_all(root.join(dir)).unwrap();
     }
-    fs::copy(busybox, root.join("bin/busybox")).unwrap();
+    install(Path::new(busybox), &root.join("bin/busybox"));
     let list = Command::new(busybox).arg("--list").output().unwrap();
     for name in String::from_utf8(list.stdout).unwrap().lines() {
         if name != "busybox" {

@@ -153,7 +153,6 @@ fn program() -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
     use std::process::Command;
 
     use super::*;
@@ -161,9 +160,16 @@ mod tests {
     #[test]
     fn the_program_says_its_line_and_ends_well() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join(PROGRAM);
-        std::fs::write(&path, program()).unwrap();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        let (written, path) = (
+            directory.path().join("written"),
+            directory.path().join(PROGRAM),
+        );
+        std::fs::write(&written, program()).unwrap();
+        // By another process: a child that another test forks has whatever this one has open for
+        // writing, and nobody can execute that (execve(2), `ETXTBSY`).
+        let mut install = Command::new("install");
+        let installed = install.args(["-m", "755"]).args([&written, &path]).status();
+        assert!(installed.unwrap().success());
         let output = Command::new(&path).output().unwrap();
         assert_eq!(output.stdout, b"hull\n");
         assert!(output.status.success());

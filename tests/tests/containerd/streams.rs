@@ -3,6 +3,7 @@
 use std::fs;
 
 use hull_tests::hull::Hull;
+use hull_tests::process::install;
 
 use crate::daemon::{Daemon, exit_of};
 
@@ -80,9 +81,7 @@ fn logs(daemon: &Daemon<'_>, hull: &Hull) {
         "#!/bin/sh\nexec 5>&-\n(echo $CONTAINER_NAMESPACE/$CONTAINER_ID $1 $2; cat <&3) > {}\n",
         log.display()
     );
-    fs::write(&logger, text).unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    fs::set_permissions(&logger, mode).unwrap();
+    install(&logger, text);
     let address = format!("binary://{}?key=value", logger.display());
     let ran = daemon.run(
         "binary",
