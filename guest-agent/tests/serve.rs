@@ -231,17 +231,17 @@ fn exec_joins_the_container() {
     let id = fresh_name();
     let mut first = guest.create(
         &id,
-        guest.spec("echo mark > /dev/shm/mark; echo up; exec sleep 1000"),
+        guest.spec("echo mark > /dev/shm/mark; exec tail -f /dev/shm/mark"),
         false,
     );
-    first.read_until("up");
+    first.read_until("mark");
     let script = "cat /dev/shm/mark; hostname; cat /proc/1/comm; cat /proc/self/cgroup";
     let text = guest
         .exec(&id, process(&["sh", "-c", script]))
         .finish()
         .text();
     let lines: Vec<_> = text.lines().collect();
-    assert_eq!(lines[..3], ["mark", "box", "sleep"]);
+    assert_eq!(lines[..3], ["mark", "box", "tail"]);
     assert!(
         lines
             .iter()
