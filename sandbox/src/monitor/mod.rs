@@ -45,7 +45,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use hull_proto::ExitStatus;
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{self, Cgroup};
 use crate::checkpoint::{self, CLEAR_UP, CarriedStreams};
 use crate::control;
 use crate::exit::{CODE_HULL_FAILED, FailureClass};
@@ -471,6 +471,10 @@ impl Monitor {
         let _ = self.entry.write_exit(record, !plan.auto_remove);
         let _ = fs::remove_file(self.entry.socket_path());
         if plan.auto_remove {
+            // A joined thread may be in it for a moment more, and nobody asks for it again.
+            if let Some(cgroup) = plan.host_cgroup() {
+                cgroup::remove(&cgroup, false);
+            }
             // What is left is cleared by the next sweep.
             let _ = self.store.remove(&self.entry, &self.lock);
         }
