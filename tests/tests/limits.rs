@@ -354,6 +354,33 @@ fn memory_that_runs_out_in_the_guest_is_an_event_and_a_137() {
     assert_eq!(seen, "true 0\n");
 }
 
+/// A thread of the monitor's that has ended is in its cgroup for a moment more, now and then.
+/// Here a process stands for it.
+#[test]
+fn a_cgroup_that_is_left_late_goes_with_its_passing_container() {
+    let Some(hull) = Hull::new() else { return };
+    let image = hull.image();
+    let words = ["run", "-d", "--rm", "--cpus", "0.9", &image, "sleep", "999"];
+    let id = hull.cmd(words).output().ok();
+    let id = id.trim();
+    let members = format!("/sys/fs/cgroup/hull/{id}/cgroup.procs");
+    let late = Process::new(["cat"]).stdin_open().spawn();
+    let late_pid = late.pid().as_raw_nonzero().to_string();
+    fs::write(&members, &late_pid).unwrap();
+    hull.cmd(["kill", id]).output().ok();
+    // The monitor has left the cgroup before this goes.
+    let socket = hull.run_dir().join(id).join("control.sock");
+    let begun = Instant::now();
+    while socket.exists() {
+        assert!(begun.elapsed() < DEADLINE, "{}", socket.display());
+        std::thread::yield_now();
+    }
+    assert_eq!(fs::read_to_string(&members).unwrap().trim(), late_pid);
+    // With its stdin, it ends.
+    late.wait().ok();
+    assert_eq!(hull.settled_leftovers(), Vec::<String>::new());
+}
+
 #[test]
 fn dockers_commands_say_the_same() {
     let Some(hull) = Hull::new() else { return };
